@@ -1,0 +1,119 @@
+"""An artifact: a model file (or ``.mlpackage`` folder) and the sidecar ``FILE.json`` that says what it is."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from edgekit import files
+from edgekit.errors import ArtifactError
+from edgekit.preprocess import Preprocess
+from edgekit.schema import SchemaError, decode, encode
+
+FORMAT = 1
+FLOAT_PRECISIONS = ("fp32", "fp16")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpec:
+    """A model's input or output. ``scale`` and ``zero_point`` are set where it is quantized."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    scale: float | None = None
+    zero_point: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Which images set the ranges: *images_sha256* is the hash of their list."""
+
+    count: int
+    seed: int
+    method: str
+    images_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parity:
+    """The artifact against the float torch model on the same images.
+
+    ``sqnr_db``: signal to quantization noise of the logits, 10 log10(sum ref^2 / sum diff^2), at most 150.
+    """
+
+    images: int
+    sqnr_db: float
+    top1_agreement: float
+    largest_difference: float
+
+    def broken(self, precision: str) -> str:
+        """Why the artifact counts as broken, or an empty string."""
+        floor_db = {"fp32": 60.0, "fp16": 50.0}.get(precision)
+        if floor_db is not None and self.sqnr_db < floor_db:
+            return f"SQNR {self.sqnr_db:.1f} dB is below the {floor_db:g} dB of a sound {precision} file"
+        if self.top1_agreement < 0.9:
+            return f"top-1 agrees with the float model on {100 * self.top1_agreement:.1f} % of images, below 90 %"
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Artifact:
+    """``input_is``: edgekit's own files take raw RGB ``pixels``; a foreign one may want them ``normalized``."""
+
+    format: int = FORMAT
+    file: str
+    target: str
+    precision: str
+    input: TensorSpec
+    output: TensorSpec
+    input_is: Literal["pixels", "normalized"] = "pixels"
+    labels: tuple[str, ...]
+    preprocess: Preprocess
+    size_bytes: int
+    sha256: str
+    parent: str = ""  # hash of the checkpoint it was made from
+    tools: dict[str, str] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    parity: Parity | None = None
+    notes: tuple[str, ...] = ()
+    path: Path = field(default=Path(), metadata={"skip": True}, compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.file.partition(".")[0]
+
+
+def sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def write_sidecar(artifact: Artifact) -> None:
+    files.write_json(sidecar(artifact.path), encode(artifact))
+
+
+def read(path: Path, *, verify: bool = True) -> Artifact:
+    """The artifact at *path*. Raises ArtifactError: no file, no sidecar, a damaged one, another hash."""
+    path = Path(path)
+    if not path.exists():
+        raise ArtifactError(f"no such file: {path}")
+    beside = sidecar(path)
+    if not beside.is_file():
+        raise ArtifactError(
+            f"{path} has no sidecar {beside.name}: give --preprocess and --labels to use a file that edgekit "
+            "did not make, or convert it again"
+        )
+    try:
+        artifact = decode(Artifact, json.loads(beside.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{beside} is damaged: {error}; convert the model again") from error
+    except SchemaError as error:
+        raise ArtifactError(f"{beside} is not a sidecar of format {FORMAT}: {error.faults[0]}") from error
+    if artifact.format != FORMAT:
+        raise ArtifactError(f"{beside} has format {artifact.format}; this edgekit reads format {FORMAT}")
+    if verify and (found := files.sha256(path)) != artifact.sha256:
+        raise ArtifactError(
+            f"{path} is not the file that its sidecar describes: SHA-256 {found[:12]}, expected "
+            f"{artifact.sha256[:12]}; convert the model again"
+        )
+    return replace(artifact, path=path)

@@ -1,0 +1,68 @@
+"""The device protocol: what a file in devices/ gives, what it is asked to run, what it answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from edgekit import plugins
+from edgekit.artifact import Artifact
+from edgekit.measure import Measurement, Telemetry
+from edgekit.result import DeviceInfo
+
+Progress = Callable[[str, float], None]  # what is being done, share done of the whole visit (0 to 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One artifact with one setting. *inputs*: a ``.npy`` file (N, ...) in the shape and type it takes."""
+
+    artifact: Artifact
+    threads: int
+    inputs: Path
+    predict: bool  # also give the likeliest classes of every input
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchJob:
+    """One visit: every entry runs in a process of its own, its blocks in turn with the others' (A B A B)."""
+
+    entries: tuple[Entry, ...]
+    samples: int
+    seconds: float
+    blocks: int
+    warmup: int
+    warmup_seconds: float
+    top_k: int = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What one entry gave. *error* is set when it could not run; what was measured before stands beside it."""
+
+    measurement: Measurement | None
+    runtime: str = ""
+    runtime_version: str = ""
+    delegate: str = ""
+    top: tuple[int, ...] = ()  # top_k indices per input, row by row
+    notes: tuple[str, ...] = ()
+    telemetry: tuple[Telemetry, ...] = ()
+    error: str = ""
+
+
+class Device(Protocol):
+    @property
+    def info(self) -> DeviceInfo: ...
+
+    def run(self, job: BenchJob, progress: Progress) -> tuple[Outcome, ...]:
+        """One outcome an entry, in order. Raises DeviceError when the device cannot be used at all."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_device(address: str) -> Device:
+    """The device at *address*: ``local``, ``fake://pi5``. Raises UsageError for a scheme that has no file."""
+    scheme, _, rest = address.partition("://")
+    device: Device = plugins.load("devices", scheme).connect(address, rest)
+    return device

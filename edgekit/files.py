@@ -1,0 +1,77 @@
+"""Files that are whole or absent: written beside their name, then renamed; and their hashes."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside *path* to write a file or a folder to; it takes *path*'s place at the end.
+
+    When the body raises, the temporary path is removed and *path* is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: several writers choose the format by it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    remove(temporary)
+    try:
+        yield temporary
+        if path.is_dir():  # a folder cannot be renamed over a full one
+            old = path.with_name(f".{path.stem}.{os.getpid()}.old{path.suffix}")
+            os.rename(path, old)
+            os.rename(temporary, path)
+            remove(old)
+        else:
+            os.replace(temporary, path)
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any, *, compact: bool = False) -> None:
+    """Write *value* as JSON: indented for readers, or *compact* for long lists of numbers."""
+    layout: Any = {"separators": (",", ":")} if compact else {"indent": 1}
+    write_text(path, json.dumps(value, ensure_ascii=False, **layout) + "\n")
+
+
+def members(path: Path) -> list[Path]:
+    """The file itself, or every file of a folder in a fixed order."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def size_bytes(path: Path) -> int:
+    return sum(member.stat().st_size for member in members(path))
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file; of a folder, that of its files' relative names and hashes."""
+    if path.is_dir():
+        listing = "".join(f"{sha256(p)}  {p.relative_to(path).as_posix()}\n" for p in members(path))
+        return hashlib.sha256(listing.encode()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of(value: Any) -> str:
+    """The SHA-256 of a JSON-like value, the same for equal values in any key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,120 @@
+"""What a latency run leaves: raw samples, telemetry beside them, and a verdict on whether they count."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+MIN_SAMPLES = 128  # fewer tell nothing about a p90
+P99_SAMPLES = 1_000
+MAX_DRIFT = 0.05
+MAX_SPREAD = 0.05
+MAX_OTHER_LOAD = 0.25  # cores that other processes kept busy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Telemetry:
+    """One reading of the device. None: the device does not tell."""
+
+    time_ns: int
+    temperature_c: float | None = None
+    clock_mhz: float | None = None
+    governor: str | None = None
+    throttled: bool | None = None
+    other_load: float | None = None  # cores kept busy by anything but the agent since the last reading
+    free_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """Raw samples: per inference its duration, its start (ns on the device's monotonic clock), its block."""
+
+    samples_ns: tuple[int, ...]
+    starts_ns: tuple[int, ...]
+    blocks: tuple[int, ...]
+    load_ms: float
+    first_ms: float
+    peak_memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.samples_ns) == len(self.starts_ns) == len(self.blocks):
+            raise ValueError("samples_ns, starts_ns and blocks differ in length")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Latency:
+    """Statistics of a measurement. *p99_ms* is None below 1,000 samples."""
+
+    count: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float | None
+    min_ms: float
+    block_medians_ms: tuple[float, ...]
+    drift: float  # median of the second half of the samples over that of the first, minus 1
+    spread: float  # (largest - smallest) block median over the median of all
+
+
+def latency(measurement: Measurement) -> Latency:
+    """The statistics of at least one sample. Raises ValueError for none."""
+    samples_ms = np.asarray(measurement.samples_ns, np.float64) / 1e6
+    if not len(samples_ms):
+        raise ValueError("no samples")
+    blocks = np.asarray(measurement.blocks)
+    medians = tuple(float(np.median(samples_ms[blocks == block])) for block in np.unique(blocks))
+    p50, p90, p99 = (float(np.percentile(samples_ms, q)) for q in (50, 90, 99))
+    return Latency(
+        count=len(samples_ms),
+        p50_ms=p50,
+        p90_ms=p90,
+        p99_ms=p99 if len(samples_ms) >= P99_SAMPLES else None,
+        min_ms=float(samples_ms.min()),
+        block_medians_ms=medians,
+        drift=_drift(samples_ms),
+        spread=(max(medians) - min(medians)) / p50,
+    )
+
+
+def _drift(samples_ms: npt.NDArray[np.float64]) -> float:
+    half = len(samples_ms) // 2
+    if not half:
+        return 0.0
+    return float(np.median(samples_ms[half:]) / np.median(samples_ms[:half]) - 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Validity:
+    """Whether a latency counts; each reason is one clause with its number."""
+
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def valid(self) -> bool:
+        return not self.reasons
+
+
+def judge(measurement: Measurement, telemetry: Sequence[Telemetry], notes: Sequence[str] = ()) -> Validity:
+    """The verdict on a latency run. *notes* are reasons that the device itself gave (emulated, fell back)."""
+    reasons = list(notes)
+    if len(measurement.samples_ns) < MIN_SAMPLES:
+        reasons.append(f"too few samples: {len(measurement.samples_ns)} of {MIN_SAMPLES}")
+    if measurement.samples_ns:
+        found = latency(measurement)
+        if abs(found.drift) > MAX_DRIFT:
+            reasons.append(f"drift of {100 * found.drift:+.0f} % between the halves of the run")
+        if found.spread > MAX_SPREAD:
+            reasons.append(f"block medians spread over {100 * found.spread:.0f} %")
+    if any(point.throttled for point in telemetry):
+        reasons.append("the device throttled")
+    if len(governors := _told(telemetry, "governor")) > 1:
+        reasons.append(f"the clock governor changed: {', '.join(sorted(governors))}")
+    loads = [point.other_load for point in telemetry if point.other_load is not None]
+    if loads and (mean := sum(loads) / len(loads)) > MAX_OTHER_LOAD:
+        reasons.append(f"other programs kept {mean:.1f} cores busy")
+    return Validity(reasons=tuple(reasons))
+
+
+def _told(telemetry: Sequence[Telemetry], field: str) -> set[Any]:
+    return {value for point in telemetry if (value := getattr(point, field)) is not None}

@@ -1,0 +1,156 @@
+"""A recipe: what is trained on what, into which files, measured how. Decoded strictly from TOML."""
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from edgekit import plugins
+from edgekit.errors import RecipeError, UsageError, nearest
+from edgekit.preprocess import Preprocess
+from edgekit.schema import Between, SchemaError, decode
+
+Count = Annotated[int, Between(1)]
+Share = Annotated[float, Between(0.0, 1.0)]
+Positive = Annotated[float, Between(1e-12)]
+NotNegative = Annotated[float, Between(0.0)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """``stem_stride = 1`` suits images of 32 to 64 pixels."""
+
+    name: str
+    width: Annotated[float, Between(0.05, 4.0)] = 1.0
+    stem_stride: Literal[1, 2] = 2
+    dropout: Annotated[float, Between(0.0, 0.9)] = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSpec:
+    """``source``: ``digits``, ``cifar10`` or a folder of class folders."""
+
+    source: str
+    val_fraction: Annotated[float, Between(0.01, 0.9)] = 0.2
+    split_seed: int = 0
+    preprocess: Preprocess
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentSpec:
+    """Random changes of a training image: mirror it, shift it, scale it, by shares of its size."""
+
+    flip: bool = True
+    shift: Share = 0.1
+    scale: Annotated[float, Between(0.0, 0.9)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSpec:
+    """``learning_rate`` is the peak after warm-up; ``ema`` the decay of the weight average, 0 for none."""
+
+    epochs: Count
+    batch_size: Count = 64
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Positive = 1e-3
+    momentum: Share = 0.9
+    weight_decay: NotNegative = 0.01
+    warmup_epochs: NotNegative = 1.0
+    label_smoothing: Share = 0.1
+    ema: Annotated[float, Between(0.0, 0.9999)] = 0.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    seed: int = 0
+    augment: AugmentSpec = field(default_factory=AugmentSpec)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrationSpec:
+    """Which training images set the ranges of static int8, and how."""
+
+    images: Annotated[int, Between(1, 100_000)] = 256
+    seed: int = 0
+    method: Literal["min-max", "moving-average"] = "min-max"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """One file to make: a target and a precision."""
+
+    target: str
+    precision: str
+    calibration: CalibrationSpec = field(default_factory=CalibrationSpec)
+
+    @property
+    def name(self) -> str:
+        return f"{self.target}-{self.precision}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchSpec:
+    """At least ``samples`` inferences and ``seconds`` per file, in ``blocks`` taken in turn with the others."""
+
+    devices: tuple[str, ...] = ("local",)
+    threads: tuple[Count, ...] = (1,)
+    samples: Count = 1024
+    seconds: NotNegative = 60.0
+    blocks: Count = 5
+    warmup: Count = 10
+    warmup_seconds: NotNegative = 2.0
+
+
+QUICK = BenchSpec(samples=128, seconds=10.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportSpec:
+    """``reference``: the variant that the others are compared with; empty for the float one."""
+
+    title: str = ""
+    reference: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    description: str = ""
+    model: ModelSpec
+    data: DataSpec
+    train: TrainSpec
+    variant: tuple[Variant, ...] = ()
+    bench: BenchSpec = field(default_factory=BenchSpec)
+    report: ReportSpec = field(default_factory=ReportSpec)
+
+    def __post_init__(self) -> None:
+        names = [variant.name for variant in self.variant]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"variant: {', '.join(twice)} stands twice")
+
+
+def path_of(name: str) -> Path:
+    """The file of a shipped recipe's name or of a path. Raises UsageError with the choices."""
+    if (path := Path(name)).suffix == ".toml":
+        if not path.is_file():
+            raise UsageError(f"no such recipe file: {path}")
+        return path
+    known = plugins.names("recipes")
+    if name not in known:
+        raise UsageError(
+            f"unknown recipe {name!r}; choose from {', '.join(known)}, or give a path that ends in .toml"
+            f"{nearest(name, known)}"
+        )
+    return plugins.folder("recipes") / f"{name}.toml"
+
+
+def load(name: str) -> Recipe:
+    """The recipe of a shipped name or a path. Raises RecipeError with every fault of the file."""
+    path = path_of(name)
+    return parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def parse(text: str, source: str) -> Recipe:
+    """The recipe that *text* (TOML) holds. Raises RecipeError; *source* names the file in it."""
+    try:
+        return decode(Recipe, tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(source, [f"not TOML: {error}"]) from error
+    except SchemaError as error:
+        raise RecipeError(source, error.faults) from error

@@ -1,0 +1,117 @@
+"""A result: one artifact on one device with one setting, raw samples and per-image predictions kept."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import files
+from edgekit.artifact import Artifact
+from edgekit.errors import ResultError
+from edgekit.measure import Measurement, Telemetry, Validity, judge
+from edgekit.schema import SchemaError, decode, encode
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceInfo:
+    """What a device is. *emulated* and *fake* devices are never ranked."""
+
+    address: str
+    model: str
+    cpu: str
+    architecture: str
+    cores: int
+    memory_bytes: int | None = None
+    os: str = ""
+    kernel: str = ""
+    emulated: bool = False
+    fake: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for results that may be compared: the hardware and its system, not the way to reach it."""
+        return files.sha256_of({k: v for k, v in encode(self).items() if k != "address"})[:16]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    threads: int
+    runtime: str
+    runtime_version: str
+    delegate: str
+    input: str  # what the latency was measured on: the name of the data, or "noise"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictions:
+    """Per image the true class and the *k* likeliest, row by row, as indices into the artifact's labels."""
+
+    dataset: str
+    images_sha256: str
+    truth: tuple[int, ...]
+    k: int
+    top: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.top) != self.k * len(self.truth):
+            raise ValueError(f"{len(self.top)} predictions for {len(self.truth)} images of {self.k}")
+
+    @property
+    def top_NK(self) -> npt.NDArray[np.int64]:
+        return np.asarray(self.top, np.int64).reshape(len(self.truth), self.k)
+
+    def correct(self, k: int) -> int:
+        """How many images have the true class among the *k* likeliest."""
+        return int((self.top_NK[:, :k] == np.asarray(self.truth)[:, None]).any(axis=1).sum())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """``visit``: results of one interleaved visit to a device share it. ``notes``: doubts the device gave."""
+
+    format: int = FORMAT
+    edgekit: str
+    created: str
+    visit: str
+    artifact: Artifact
+    device: DeviceInfo
+    settings: Settings
+    measurement: Measurement
+    telemetry: tuple[Telemetry, ...] = ()
+    notes: tuple[str, ...] = ()
+    predictions: Predictions | None = None
+
+    @property
+    def name(self) -> str:
+        return self.artifact.name
+
+    @property
+    def validity(self) -> Validity:
+        return judge(self.measurement, self.telemetry, self.notes)
+
+
+def write(result: Result, path: Path) -> None:
+    files.write_json(path, encode(result), compact=True)
+
+
+def read(path: Path) -> Result:
+    """The result in *path*. Raises ResultError for a missing, truncated or foreign file, or another format."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ResultError(f"no such result: {path}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ResultError(f"{path} is damaged: {error}; run the benchmark again") from error
+    found = value.get("format") if isinstance(value, dict) else None
+    if found != FORMAT:
+        raise ResultError(
+            f"{path} is not a result of format {FORMAT}, which this edgekit reads: format is {found!r}"
+        )
+    try:
+        return decode(Result, value)
+    except SchemaError as error:
+        raise ResultError(f"{path} is not a whole result: {error.faults[0]}") from error
