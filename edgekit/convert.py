@@ -1,0 +1,144 @@
+"""The convert stage: a model becomes files, each checked against the model on real images."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from edgekit import __version__, files, plugins
+from edgekit import artifact as artifacts
+from edgekit.artifact import Artifact, Calibration, TensorSpec
+from edgekit.errors import ConversionError, unknown
+from edgekit.parity import parity
+from edgekit.preprocess import Pixels
+from edgekit.recipe import Variant
+
+if TYPE_CHECKING:
+    from edgekit.export import ExportSource, Logits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conversion:
+    """What a converter tells of the file that it wrote."""
+
+    input: TensorSpec
+    output: TensorSpec
+    tools: dict[str, str]
+    calibration: Calibration | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """What stands in a model file. ``operators``: name and count, most frequent first."""
+
+    input: TensorSpec
+    output: TensorSpec
+    operators: tuple[tuple[str, int], ...]
+    weights: tuple[tuple[str, int], ...]  # type of the stored constants and their bytes
+    labels: tuple[str, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+class Converter(Protocol):
+    """A module in converters/ that gives these names."""
+
+    target: str
+    suffix: str
+    precisions: dict[str, str]  # name and what it does, in one clause
+    extra: str  # the extra of edgekit that brings its packages
+
+    def check(self) -> None:
+        """Raises MissingDependency when a package that converting needs is not installed."""
+
+    def convert(self, source: "ExportSource", variant: Variant, out: Path) -> Conversion: ...
+
+    def predict(self, artifact: Artifact, pixels_NHWC: Pixels) -> "Logits":
+        """The file's logits (N, K) on this machine."""
+        ...
+
+    def inspect(self, path: Path) -> Inspection: ...
+
+
+def converter(target: str) -> Converter:
+    module: Converter = plugins.load("converters", target)  # type: ignore[assignment]
+    return module
+
+
+def for_file(path: Path) -> Converter:
+    """The converter whose files end as *path* does. Raises UsageError for another suffix."""
+    known = {found.suffix: found for found in map(converter, plugins.names("converters"))}
+    if path.suffix not in known:
+        raise unknown("kind of model file", path.suffix or path.name, known)
+    return known[path.suffix]
+
+
+def check(variants: Sequence[Variant]) -> None:
+    """Raises UsageError or MissingDependency for what cannot be converted, before any long work."""
+    for variant in variants:
+        target = converter(variant.target)
+        if variant.precision not in target.precisions:
+            raise unknown(f"precision for {variant.target}", variant.precision, target.precisions)
+        target.check()
+
+
+def convert(
+    source: "ExportSource",
+    variants: Sequence[Variant],
+    images_NHWC: Pixels,
+    out: Path,
+    progress: Callable[[str, float], None],
+) -> list[Artifact]:
+    """One artifact per variant in *out*, with its sidecar; parity is measured on *images_NHWC*.
+
+    Raises ConversionError; files made before stay.
+    """
+    made = []
+    for done, variant in enumerate(variants):
+        progress(variant.name, done / len(variants))
+        made.append(_convert_one(source, variant, images_NHWC, out))
+    progress("converted", 1.0)
+    return made
+
+
+def _convert_one(source: "ExportSource", variant: Variant, images_NHWC: Pixels, out: Path) -> Artifact:
+    target = converter(variant.target)
+    path = out / f"{variant.name}{target.suffix}"
+    reference = source.once("reference logits", lambda: source.logits(images_NHWC))
+    # The old sidecar goes first: a file is never beside the description of another one.
+    files.remove(artifacts.sidecar(path))
+    with files.replacing(path) as temporary:
+        conversion = target.convert(source, variant, temporary)
+        artifact = Artifact(
+            file=path.name,
+            target=variant.target,
+            precision=variant.precision,
+            input=conversion.input,
+            output=conversion.output,
+            labels=source.labels,
+            preprocess=source.preprocess,
+            size_bytes=files.size_bytes(temporary),
+            sha256=files.sha256(temporary),
+            parent=source.parent,
+            tools={"edgekit": __version__, **conversion.tools},
+            calibration=conversion.calibration,
+            notes=conversion.notes,
+            path=temporary,
+        )
+        try:
+            measured = parity(reference, target.predict(artifact, images_NHWC))
+        except ValueError as error:
+            raise ConversionError(f"{variant.name} is broken: {error}") from error
+    artifact = replace(artifact, parity=measured, path=path)
+    artifacts.write_sidecar(artifact)
+    return artifact
+
+
+def noise(shape_HWC: tuple[int, int, int], count: int, seed: int = 0) -> Pixels:
+    """Seeded random pixels, for parity where no images are given: smooth blobs rather than grey mud."""
+    height, width, channels = shape_HWC
+    coarse = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, channels))
+    rows, columns = np.arange(height) * 4 // height, np.arange(width) * 4 // width
+    return coarse[:, rows][:, :, columns].astype(np.uint8)

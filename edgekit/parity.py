@@ -1,0 +1,31 @@
+"""Does the file compute what the model computes? Its logits against the float model's on the same images."""
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.artifact import Parity
+
+CAP_DB = 150.0  # equal logits would be infinite, which JSON cannot hold
+
+
+def sqnr_db(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
+    """Signal to quantization noise ratio, 10 log10(sum ref^2 / sum (ref - other)^2), at most 150 dB."""
+    ref, diff = reference.astype(np.float64), reference.astype(np.float64) - other
+    signal, noise = float((ref**2).sum()), float((diff**2).sum())
+    if noise <= signal * 10 ** (-CAP_DB / 10):
+        return CAP_DB
+    return float(10 * np.log10(max(signal, 1e-300) / noise))
+
+
+def parity(reference_NK: npt.NDArray[np.float32], logits_NK: npt.NDArray[np.float32]) -> Parity:
+    """Parity of an artifact's logits (N, K) with the float model's. Raises ValueError for NaN or other shapes."""
+    if reference_NK.shape != logits_NK.shape:
+        raise ValueError(f"the file gives logits of shape {logits_NK.shape}, the model {reference_NK.shape}")
+    if not np.isfinite(logits_NK).all():
+        raise ValueError("the file gives NaN or infinite logits")
+    return Parity(
+        images=len(reference_NK),
+        sqnr_db=round(sqnr_db(reference_NK, logits_NK), 2),
+        top1_agreement=float((reference_NK.argmax(1) == logits_NK.argmax(1)).mean()),
+        largest_difference=float(np.abs(reference_NK - logits_NK).max()),
+    )
