@@ -81,14 +81,16 @@ class _Probabilities(torch.nn.Module):
 
 def _export(source: "ExportSource") -> torch.export.ExportedProgram:
     model = _Probabilities(source.model).eval()
-    return torch.export.export(model, (source.example_NCHW(),)).run_decompositions({})
+    program = torch.export.export(model, (source.example_NCHW(),))
+    decomposed: torch.export.ExportedProgram = program.run_decompositions({})
+    return decomposed
 
 
 @torch.no_grad()
 def predict(artifact: Artifact, pixels_NHWC: Pixels) -> "Logits":
     function = mil.load(artifact.path)
     images = torch.from_numpy(np.array(pixels_NHWC)).permute(0, 3, 1, 2).float()
-    return torch.cat([mil.logits(function, image) for image in images.split(1)]).numpy()
+    return torch.cat([mil.logits(function, images[i : i + 1]) for i in range(len(images))]).numpy()
 
 
 def inspect(path: Path) -> Inspection:

@@ -38,10 +38,9 @@ def write(folder: Path, checkpoint: Checkpoint, weights: "dict[str, Tensor]") ->
     save_file = _safetensors().save_file
     with files.replacing(folder) as temporary:
         temporary.mkdir()
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
-            temporary / WEIGHTS,
-        )
+        # Copies: the format has no tensors that share memory, as tied layers do.
+        copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+        save_file(copies, temporary / WEIGHTS)
         saved = replace(checkpoint, weights_sha256=files.sha256(temporary / WEIGHTS), path=folder)
         files.write_json(temporary / DESCRIPTION, encode(saved))
     return saved

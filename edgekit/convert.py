@@ -10,9 +10,9 @@ import numpy as np
 from edgekit import __version__, files, plugins
 from edgekit import artifact as artifacts
 from edgekit.artifact import Artifact, Calibration, TensorSpec
-from edgekit.errors import ConversionError, unknown
+from edgekit.errors import ArtifactError, ConversionError, UsageError, unknown
 from edgekit.parity import parity
-from edgekit.preprocess import Pixels
+from edgekit.preprocess import Pixels, Preprocess
 from edgekit.recipe import Variant
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Converter(Protocol):
 
 
 def converter(target: str) -> Converter:
-    module: Converter = plugins.load("converters", target)  # type: ignore[assignment]
+    module: Converter = plugins.load("converters", target)
     return module
 
 
@@ -142,3 +142,36 @@ def noise(shape_HWC: tuple[int, int, int], count: int, seed: int = 0) -> Pixels:
     coarse = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, channels))
     rows, columns = np.arange(height) * 4 // height, np.arange(width) * 4 // width
     return coarse[:, rows][:, :, columns].astype(np.uint8)
+
+
+def foreign(path: Path, preprocess: Callable[[int, int], Preprocess], labels: tuple[str, ...]) -> Artifact:
+    """A model file of another tool as an artifact; *preprocess* is called with the file's height and width.
+
+    It takes raw pixels where its input is plain uint8 (or uint8 with scale 1), else normalized values. Raises
+    UsageError or ArtifactError for a file that is no image classifier.
+    """
+    if not path.exists():
+        raise ArtifactError(f"no such file: {path}")
+    target = for_file(path)
+    found = target.inspect(path)
+    shape, outputs = found.input.shape, found.output.shape[-1] if found.output.shape else 0
+    if len(shape) != 4 or 3 not in (shape[1], shape[3]):
+        raise ArtifactError(f"{path} takes {shape}; an image classifier takes (1, height, width, 3)")
+    height, width = shape[1:3] if shape[3] == 3 else shape[2:4]
+    if labels and len(labels) != outputs:
+        raise UsageError(f"{path} gives {outputs} scores, but there are {len(labels)} labels")
+    raw = found.input.dtype == "uint8" and found.input.scale in (None, 1.0)
+    return Artifact(
+        file=path.name,
+        target=target.target,
+        precision="foreign",
+        input=found.input,
+        output=found.output,
+        input_is="pixels" if raw else "normalized",
+        labels=labels or tuple(str(index) for index in range(outputs)),
+        preprocess=preprocess(height, width),
+        size_bytes=files.size_bytes(path),
+        sha256=files.sha256(path),
+        notes=("not made by edgekit",),
+        path=path,
+    )

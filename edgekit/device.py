@@ -1,6 +1,6 @@
 """The device protocol: what a file in devices/ gives, what it is asked to run, what it answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -53,6 +53,11 @@ class Outcome:
 class Device(Protocol):
     @property
     def info(self) -> DeviceInfo: ...
+
+    @property
+    def runtimes(self) -> Mapping[str, str]:
+        """What runs each target here, with its version: ``{"tflite": "ai-edge-litert 2.3.0"}``."""
+        ...
 
     def run(self, job: BenchJob, progress: Progress) -> tuple[Outcome, ...]:
         """One outcome an entry, in order. Raises DeviceError when the device cannot be used at all."""

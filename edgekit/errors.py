@@ -6,6 +6,7 @@ EdgekitError             1   something failed
 ├── MissingDependency    1   an optional package is needed; names the command that installs it
 ├── DataError            1   images or labels cannot be used
 ├── CheckpointError      1   a checkpoint is missing, damaged or of another model
+├── TrainingError        1   a training cannot go on: its loss is no number
 ├── ArtifactError        1   a model file or its sidecar is missing, damaged or changed
 ├── ConversionError      1   a model cannot be converted
 ├── ResultError          1   a result file is damaged, or results cannot be compared
@@ -40,6 +41,9 @@ class DataError(EdgekitError): ...
 
 
 class CheckpointError(EdgekitError): ...
+
+
+class TrainingError(EdgekitError): ...
 
 
 class ArtifactError(EdgekitError): ...

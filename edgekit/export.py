@@ -5,6 +5,7 @@ Shapes: N images, C channels, H height, W width, K classes.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,7 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from edgekit import models
 from edgekit.artifact import Calibration
+from edgekit.checkpoint import Checkpoint
+from edgekit.data import Split
 from edgekit.models.normalize import Normalize
 from edgekit.preprocess import Pixels, Preprocess
 from edgekit.recipe import CalibrationSpec
@@ -68,6 +72,25 @@ class ExportSource:
     @torch.no_grad()
     def logits(self, pixels_NHWC: Pixels) -> Logits:
         """The float reference (N, K) for parity."""
-        batches = torch.from_numpy(np.ascontiguousarray(pixels_NHWC)).split(32)
-        rows = [self.model(batch.permute(0, 3, 1, 2).float()) for batch in batches]
+        images = torch.from_numpy(np.array(pixels_NHWC)).permute(0, 3, 1, 2)
+        rows: list[Tensor] = [self.model(images[i : i + 32].float()) for i in range(0, len(images), 32)]
         return torch.cat(rows).numpy()
+
+
+def calibration_images(split: Split, spec: CalibrationSpec) -> CalibrationImages:
+    """A seeded choice of the split's images, all of them where it has fewer."""
+    order = np.random.default_rng(spec.seed).permutation(len(split))[: spec.images]
+    chosen = split.take([int(index) for index in sorted(order)])
+    record = Calibration(count=len(chosen), seed=spec.seed, method=spec.method, images_sha256=chosen.images_sha256)
+    return CalibrationImages(pixels_NHWC=chosen.read(), record=record)
+
+
+def from_checkpoint(checkpoint: Checkpoint, train: Split | None) -> ExportSource:
+    """The checkpoint on its way to files, calibrated on images of *train*. Raises CheckpointError."""
+    return ExportSource(
+        model=PixelClassifier(models.restore(checkpoint), checkpoint.preprocess).eval(),
+        preprocess=checkpoint.preprocess,
+        labels=checkpoint.classes,
+        parent=checkpoint.weights_sha256,
+        calibrate=partial(calibration_images, train) if train else None,
+    )

@@ -144,7 +144,8 @@ def _spec(tensor: Any) -> TensorSpec:
 
 
 def _type_name(value: int) -> str:
-    return next(name for name, code in vars(schema().TensorType).items() if code == value).lower()
+    kinds: dict[str, int] = vars(schema().TensorType)
+    return next(name for name, code in kinds.items() if code == value).lower()
 
 
 def read(path: Path) -> Any:

@@ -10,7 +10,9 @@ import numpy.typing as npt
 MIN_SAMPLES = 128  # fewer tell nothing about a p90
 P99_SAMPLES = 1_000
 MAX_DRIFT = 0.05
-MAX_SPREAD = 0.05
+# The range of five medians is 2.3 standard deviations wide: 5 % would call a noise of 2 % invalid.
+MAX_SPREAD = 0.10
+MAX_CLOCK_CHANGE = 0.10  # turbo clocks wander by some per cent all the time
 MAX_OTHER_LOAD = 0.25  # cores that other processes kept busy
 
 
@@ -110,10 +112,19 @@ def judge(measurement: Measurement, telemetry: Sequence[Telemetry], notes: Seque
         reasons.append("the device throttled")
     if len(governors := _told(telemetry, "governor")) > 1:
         reasons.append(f"the clock governor changed: {', '.join(sorted(governors))}")
+    clocks = [point.clock_mhz for point in telemetry if point.clock_mhz is not None]
+    if clocks and (change := _change(clocks)) > MAX_CLOCK_CHANGE:
+        reasons.append(f"the clock changed by {100 * change:.0f} % ({min(clocks):.0f} to {max(clocks):.0f} MHz)")
     loads = [point.other_load for point in telemetry if point.other_load is not None]
     if loads and (mean := sum(loads) / len(loads)) > MAX_OTHER_LOAD:
         reasons.append(f"other programs kept {mean:.1f} cores busy")
     return Validity(reasons=tuple(reasons))
+
+
+def _change(values: Sequence[float]) -> float:
+    """How far the lower tenth lies below the upper one, as a share: a single odd reading does not count."""
+    low, high = np.percentile(values, (10, 90))
+    return float(1 - low / high) if high > 0 else 0.0
 
 
 def _told(telemetry: Sequence[Telemetry], field: str) -> set[Any]:

@@ -50,14 +50,21 @@ def logits(function: Any, pixels_NCHW: Tensor) -> Tensor:
         if operation.op_type == "const":
             continue
         if operation.op_type == "softmax":
-            return _value(values, operation.inputs["x"]).float()
+            return _tensor(values, operation.inputs["x"])
         run = _OPERATORS.get(operation.op_type)
         if run is None:
             raise ConversionError(f"the reference does not know the Core ML operator {operation.op_type!r}")
         result = run(*_arguments(values, operation))
-        for output, tensor in zip(operation.outputs, result if isinstance(result, tuple) else (result,), strict=True):
+        for output, tensor in zip(
+            operation.outputs, result if isinstance(result, tuple) else (result,), strict=True
+        ):
             values[output.name] = tensor.to(_dtype(output))
-    return _value(values, function.outputs[0]).float()
+    return _tensor(values, function.outputs[0])
+
+
+def _tensor(values: dict[str, Any], variable: Any) -> Tensor:
+    found: Tensor = _value(values, variable)
+    return found.float()
 
 
 def _arguments(values: dict[str, Any], operation: Any) -> tuple[dict[str, Any]]:
@@ -102,7 +109,9 @@ def _spatial_padding(a: dict[str, Any], rank: int) -> list[int]:
             length = a["x"].shape[2 + axis]
             reach = (sizes[axis] - 1) * dilations[axis] + 1
             total = max(0, (-(-length // strides[axis]) - 1) * strides[axis] + reach - length)
-            pairs[axis] = (total - total // 2, total // 2) if kind == "same_lower" else (total // 2, total - total // 2)
+            pairs[axis] = (
+                (total - total // 2, total // 2) if kind == "same_lower" else (total // 2, total - total // 2)
+            )
     return [int(side) for pair in pairs[::-1] for side in pair]
 
 
@@ -122,7 +131,9 @@ def _conv(a: dict[str, Any]) -> Tensor:
 
 def _max_pool(a: dict[str, Any]) -> Tensor:
     x = F.pad(a["x"], _spatial_padding(a, 2), value=float("-inf"))
-    return F.max_pool2d(x, _ints(a["kernel_sizes"]), _ints(a["strides"]), ceil_mode=bool(a.get("ceil_mode", False)))
+    return F.max_pool2d(
+        x, _ints(a["kernel_sizes"]), _ints(a["strides"]), ceil_mode=bool(a.get("ceil_mode", False))
+    )
 
 
 def _avg_pool(a: dict[str, Any]) -> Tensor:
@@ -138,7 +149,8 @@ def _avg_pool(a: dict[str, Any]) -> Tensor:
 
 def _matmul(a: dict[str, Any]) -> Tensor:
     x = a["x"].mT if a["transpose_x"] else a["x"]
-    return x @ (a["y"].mT if a["transpose_y"] else a["y"])
+    product: Tensor = x @ (a["y"].mT if a["transpose_y"] else a["y"])
+    return product
 
 
 def _reduce(function: Callable[..., Tensor]) -> Callable[[dict[str, Any]], Tensor]:

@@ -1,5 +1,6 @@
 """A recipe: what is trained on what, into which files, measured how. Decoded strictly from TOML."""
 
+import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,3 +155,24 @@ def parse(text: str, source: str) -> Recipe:
         raise RecipeError(source, [f"not TOML: {error}"]) from error
     except SchemaError as error:
         raise RecipeError(source, error.faults) from error
+
+
+def for_model(name: str, source: str, *, size: int, epochs: int) -> str:
+    """The text of a recipe that trains a model by name; the user finds it in the run folder, to edit."""
+    return f"""\
+[model]
+name = {json.dumps(name)}
+
+[data]
+source = {json.dumps(source)}
+
+[data.preprocess]
+height = {size}
+width = {size}
+crop_fraction = 0.875
+mean = [0.485, 0.456, 0.406]
+std = [0.229, 0.224, 0.225]
+
+[train]
+epochs = {epochs}
+"""

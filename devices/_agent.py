@@ -1,0 +1,672 @@
+"""The edgekit agent: measures model files on the machine it runs on. One file, Python 3.9 or newer.
+
+It needs NumPy and one runtime: ai-edge-litert, tflite-runtime or tensorflow for ``tflite``, onnxruntime for
+``onnx``. It imports nothing else, and never executes anything that it was sent: a job is data.
+
+    python agent.py JOB.json      runs the job; events on stdout, one JSON object a line
+    python agent.py --describe    the `device` event alone
+    python agent.py --worker PID  (used by itself) one entry, driven by commands on stdin
+
+JOB      {protocol, samples, seconds, blocks, warmup, warmup_seconds, top_k, entries: [ENTRY]}
+ENTRY    {model, target, precision, output, threads, inputs, predict}; paths are relative to the job's folder,
+         inputs is an .npy file (N, ...) whose rows are in the shape and type that the model takes
+Events   device       {protocol, model, cpu, architecture, cores, memory_bytes, os, kernel, emulated, runtimes}
+         loaded       {entry, pid, runtime, runtime_version, delegate, load_ms, first_ms, peak_memory_bytes}
+         progress     {entry, doing, share}                  share: done of the whole job, 0 to 1
+         samples      {entry, block, start_ns, duration_ns}  lists, one value an inference; at least every second
+         telemetry    {entry, time_ns, ...}                  while that entry works; what cannot be read is absent
+         predictions  {entry, first, k, top}                 rows from `first` on, k indices a row
+         note         {entry, text}                          a doubt about what was measured
+         done         {entry}
+         error        {entry, text}                          that entry is over; entry is null: the job is
+         end          {}                                     the last event; without it the agent was cut off
+Times are `time.perf_counter_ns`, one clock for all processes of a machine on Linux and macOS.
+
+Every entry runs in a fresh process; their blocks take turns (A B C A B C ...), so a machine that grows warm or
+busy slows all of them alike. One works while the others sleep in a read of their stdin. When the host is gone
+(stdin or stdout closed) or on SIGTERM, SIGINT or SIGHUP the agent ends and takes its children with it.
+"""
+
+from __future__ import annotations
+
+import gc
+import glob
+import json
+import os
+import platform
+import selectors
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import import_module, metadata, util
+from typing import Any, Callable
+
+PROTOCOL = 1
+CYCLE = 32  # distinct inputs that a latency run cycles through
+FLUSH_NS = 1_000_000_000  # samples go out once a second: seldom enough not to disturb what is measured
+# Of a model that takes microseconds one inference every half millisecond is kept: a minute gives 120,000 samples,
+# and handling millions would itself keep a core busy. The inferences between run all the same.
+SPACING_NS = 500_000
+FLUSH_ROWS = 1024
+STALL_S = 300.0  # a child that works and says nothing for so long hangs
+# A child that slept finds cold caches and a lower clock. Caches need a few inferences, clock governors up to
+# some tenths of a second: a quarter of the first warm-up (0.5 s of 2 s) covers both.
+REWARM = 0.25
+# Import name and distribution of what can run a target, best first.
+RUNTIMES = {
+    "tflite": (
+        ("ai_edge_litert", "ai-edge-litert"),
+        ("tflite_runtime", "tflite-runtime"),
+        ("tensorflow", "tensorflow"),
+    ),
+    "onnx": (("onnxruntime", "onnxruntime"),),
+}
+LOAD_S, PREDICT_S = 1.0, 5.0  # guesses, for the progress only
+JOB_KEYS = ("samples", "seconds", "blocks", "warmup", "warmup_seconds", "top_k", "entries")
+ENTRY_KEYS = ("model", "target", "precision", "output", "threads", "inputs", "predict")
+Event = dict[str, Any]
+clock = time.perf_counter_ns
+
+
+def write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def emit(event: Event, fd: int = 1) -> None:
+    write_all(fd, json.dumps(event, separators=(",", ":")).encode() + b"\n")
+
+
+def find_runtime(target: str) -> tuple[str, str, str] | None:
+    """Import name, distribution and version of the first installed runtime for *target*, without importing it."""
+    for module, distribution in RUNTIMES.get(target, ()):
+        if util.find_spec(module):
+            try:
+                return module, distribution, metadata.version(distribution)
+            except metadata.PackageNotFoundError:  # unpacked without its metadata, or a nightly build
+                return module, distribution, "unknown"
+    return None
+
+
+class Refused(Exception):
+    """An entry that cannot run here, in words for the user."""
+
+
+# ---- a worker: one entry in a process of its own ------------------------------------------------------------
+
+
+class TfliteModel:
+    """A .tflite file through the Interpreter API (CompiledModel crashes on CPUs without LSE atomics)."""
+
+    def __init__(self, module: str, distribution: str, version: str, entry: Event) -> None:
+        import numpy
+
+        if distribution == "tflite-runtime":
+            if int(numpy.__version__.partition(".")[0]) >= 2:
+                raise Refused(
+                    f"tflite-runtime {version} does not work with NumPy {numpy.__version__}: pip install 'numpy<2'"
+                )
+            if entry["precision"].startswith("dyn8"):
+                raise Refused(
+                    f"tflite-runtime {version} computes dyn8 wrongly without a word: use ai-edge-litert, "
+                    "or another precision"
+                )
+        if module == "tensorflow":
+            interpreter_class = import_module("tensorflow").lite.Interpreter
+        else:
+            interpreter_class = import_module(f"{module}.interpreter").Interpreter
+        start = clock()
+        self.interpreter = interpreter_class(model_path=entry["model"], num_threads=entry["threads"])
+        self.interpreter.allocate_tensors()
+        self.load_ms = (clock() - start) / 1e6
+        self.invoke: Callable[[], None] = self.interpreter.invoke
+        inputs, outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
+        self.input_index = inputs[0]["index"]
+        self.output_index = pick([detail["name"] for detail in outputs], entry["output"], outputs)["index"]
+        # The default resolver may apply XNNPACK and nothing else, so a node of type DELEGATE in the prepared
+        # graph is XNNPACK's. Operators beside it may still run on builtin kernels.
+        names = [str(node["op_name"]) for node in self.interpreter._get_ops_details()]
+        active = any(name == "DELEGATE" or "XNNPACK" in name.upper() for name in names)
+        self.delegate = "xnnpack" if active else "none"
+        self.note = ""
+        if not active and entry["precision"].startswith(("fp32", "fp16", "int8", "w8")):
+            self.note = f"the delegate fell back: XNNPACK took none of the {len(names)} operators"
+
+    def set_input(self, row: Any) -> None:
+        self.interpreter.set_tensor(self.input_index, row)
+
+    def output(self) -> Any:
+        return self.interpreter.get_tensor(self.output_index)
+
+
+class OnnxModel:
+    """An .onnx file through onnxruntime's CPU provider; bound input, so that setting it is not timed."""
+
+    def __init__(self, module: str, distribution: str, version: str, entry: Event) -> None:
+        runtime = import_module(module)
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = entry["threads"], 1
+        start = clock()
+        session = runtime.InferenceSession(entry["model"], options, providers=["CPUExecutionProvider"])
+        self.load_ms = (clock() - start) / 1e6
+        outputs = [output.name for output in session.get_outputs()]
+        self.input_name = session.get_inputs()[0].name
+        self.binding = session.io_binding()
+        self.binding.bind_output(pick(outputs, entry["output"], outputs))
+        self.invoke: Callable[[], None] = lambda: session.run_with_iobinding(self.binding)
+        self.delegate = session.get_providers()[0]
+        self.note = ""
+
+    def set_input(self, row: Any) -> None:
+        self.row = row  # the binding borrows its memory
+        self.binding.bind_cpu_input(self.input_name, row)
+
+    def output(self) -> Any:
+        return self.binding.copy_outputs_to_cpu()[0]
+
+
+def pick(names: list[str], wanted: str, values: list[Any]) -> Any:
+    """The value of the output named *wanted*, or the only one, whatever the runtime calls it."""
+    if wanted in names:
+        return values[names.index(wanted)]
+    if len(names) == 1:
+        return values[0]
+    raise Refused(f"no output {wanted!r} among {', '.join(names)}")
+
+
+def load_model(entry: Event) -> tuple[Any, str, str]:
+    """The loaded model, its runtime and that runtime's version."""
+    found = find_runtime(entry["target"])
+    if found is None:
+        needed = " or ".join(distribution for _, distribution in RUNTIMES.get(entry["target"], ()))
+        raise Refused(f"nothing here runs {entry['target']} files" + (f": install {needed}" if needed else ""))
+    kind = {"tflite": TfliteModel, "onnx": OnnxModel}[entry["target"]]
+    return kind(*found, entry), found[1], found[2]
+
+
+def worker(parent: int) -> int:
+    """Serve the commands on stdin until it closes. The first one is `load`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the agent decides
+    die_with(parent)
+    channel = os.dup(1)
+    os.dup2(2, 1)  # what a native library prints must not mix with the events
+    entry: Event = json.loads(sys.stdin.readline())
+    number = entry["entry"]
+    # Broad on purpose: whatever a runtime raises is told, and this process ends.
+    try:
+        serve(entry, lambda kind, **fields: emit({"event": kind, "entry": number, **fields}, channel))
+    except Exception as error:
+        text = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+        emit({"event": "error", "entry": number, "text": text}, channel)
+        return 1
+    return 0
+
+
+def die_with(parent: int) -> None:
+    """Be killed when the agent dies in any way, even in the middle of a long inference (Linux)."""
+    if sys.platform.startswith("linux"):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def serve(entry: Event, send: Callable[..., None]) -> None:
+    """Load the model, then carry out commands until stdin closes; `ready` after each."""
+    import numpy
+
+    model, runtime, version = load_model(entry)
+    inputs = numpy.load(entry["inputs"], mmap_mode="r")
+    model.set_input(numpy.array(inputs[:1]))
+    start = clock()
+    model.invoke()
+    first_ms = (clock() - start) / 1e6
+    for _ in range(2):  # a memory arena may still grow once
+        model.invoke()
+    send(
+        "loaded",
+        pid=os.getpid(),
+        runtime=runtime,
+        runtime_version=version,
+        delegate=model.delegate,
+        load_ms=model.load_ms,
+        first_ms=first_ms,
+        # Before the test images are touched: their pages would count as this process's memory.
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+    if model.note:
+        send("note", text=model.note)
+    chosen = numpy.linspace(0, len(inputs) - 1, min(CYCLE, len(inputs))).astype(int)
+    rows = [numpy.array(inputs[i : i + 1]) for i in chosen]
+    send("ready")
+    for line in iter(sys.stdin.readline, ""):
+        command = json.loads(line)
+        if command["do"] == "block":
+            measure(model, rows, command, send)
+        else:
+            predict(model, inputs, command["top_k"], send)
+        send("ready")
+
+
+def measure(model: Any, rows: list[Any], command: Event, send: Callable[..., None]) -> None:
+    """One block: warm up, then time single inferences; only `invoke` lies between the two clock readings."""
+    set_input, invoke, many = model.set_input, model.invoke, len(rows)
+    count, end = 0, clock() + int(command["warmup_seconds"] * 1e9)
+    while count < command["warmup"] or clock() < end:
+        set_input(rows[count % many])
+        invoke()
+        count += 1
+    send("warm")
+    starts: list[int] = []
+    durations: list[int] = []
+
+    def flush() -> None:
+        for at in range(0, len(starts), FLUSH_ROWS):
+            piece = slice(at, at + FLUSH_ROWS)
+            send("samples", block=command["block"], start_ns=starts[piece], duration_ns=durations[piece])
+        starts.clear()
+        durations.clear()
+
+    count, kept, wanted, duration = 0, 0, command["samples"], int(command["seconds"] * 1e9)
+    gc.collect()
+    gc.disable()
+    flushed = due = began = clock()
+    while kept < wanted or clock() - began < duration:
+        set_input(rows[count % many])
+        start = clock()
+        invoke()
+        stop = clock()
+        count += 1
+        if start >= due:
+            starts.append(start)
+            durations.append(stop - start)
+            kept, due = kept + 1, start + SPACING_NS
+        if stop - flushed >= FLUSH_NS:
+            flush()
+            flushed = clock()
+    gc.enable()
+    flush()
+
+
+def predict(model: Any, inputs: Any, top_k: int, send: Callable[..., None]) -> None:
+    """The likeliest classes of every input; equal scores in the order of their index."""
+    import numpy
+
+    top: list[int] = []
+    first, k, broken, flushed = 0, top_k, 0, clock()
+    for row in range(len(inputs)):
+        model.set_input(numpy.array(inputs[row : row + 1]))
+        model.invoke()
+        scores = model.output().reshape(-1).astype(numpy.float64)
+        k = min(top_k, len(scores))
+        broken += not numpy.isfinite(scores).all()
+        top += numpy.argsort(-scores, kind="stable")[:k].tolist()
+        if clock() - flushed >= FLUSH_NS or row + 1 - first >= FLUSH_ROWS:
+            send("predictions", first=first, k=k, top=top)
+            top, first, flushed = [], row + 1, clock()
+    if top:
+        send("predictions", first=first, k=k, top=top)
+    if broken:
+        send("note", text=f"infinite or undefined outputs for {broken} of {len(inputs)} images")
+
+
+# ---- the machine: what it is, and how it fares ---------------------------------------------------------------
+
+
+def read(path: str) -> str:
+    """The text of a file of the system's, or nothing where it is absent or barred."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read().strip("\0\n ")
+    except OSError:
+        return ""
+
+
+def output_of(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def in_kb(path: str, key: str) -> int | None:
+    """Bytes of a line like ``VmHWM:   1234 kB``."""
+    for line in read(path).splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def peak_memory_bytes() -> int | None:
+    """Of this process: Python, the runtime and the model."""
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return in_kb("/proc/self/status", "VmHWM")
+
+
+ARM_PARTS = {
+    0xD03: "A53", 0xD04: "A35", 0xD05: "A55", 0xD07: "A57", 0xD08: "A72", 0xD09: "A73", 0xD0A: "A75",
+    0xD0B: "A76", 0xD0D: "A77", 0xD0E: "A76AE", 0xD40: "Neoverse-V1", 0xD41: "A78", 0xD44: "X1", 0xD46: "A510",
+    0xD47: "A710", 0xD48: "X2", 0xD4D: "A715", 0xD4E: "X3", 0xD0C: "Neoverse-N1", 0xD49: "Neoverse-N2",
+    0xD80: "A520", 0xD81: "A720", 0xD82: "X4",
+}  # fmt: skip
+
+
+def cpu_name() -> str:
+    if sys.platform == "darwin":
+        return output_of("sysctl", "-n", "machdep.cpu.brand_string")
+    pairs = [line.partition(":") for line in read("/proc/cpuinfo").splitlines()]
+    fields = [(key.strip(), value.strip()) for key, _, value in pairs]
+    for key, value in fields:
+        if key == "model name" and value:
+            return value
+    # 64-bit ARM gives numbers; two kinds of cores give two.
+    parts = sorted({int(value, 16) for key, value in fields if key == "CPU part"})
+    named = [ARM_PARTS.get(part, hex(part)) for part in parts]
+    return " + ".join(name if "-" in name else f"Cortex-{name}" for name in named) or platform.machine()
+
+
+def describe() -> Event:
+    system = platform.uname()
+    model = read("/proc/device-tree/model") or read("/sys/class/dmi/id/product_name")
+    if sys.platform == "darwin":
+        model = output_of("sysctl", "-n", "hw.model")
+    release = dict(line.partition("=")[::2] for line in read("/etc/os-release").splitlines())
+    name = release.get("PRETTY_NAME", "").strip('"')
+    cpu, x86_below = cpu_name(), "type:x86" in read("/sys/devices/system/cpu/modalias")
+    found = {target: find_runtime(target) for target in RUNTIMES}
+    return {
+        "event": "device",
+        "protocol": PROTOCOL,
+        "model": model or f"{system.system} {system.machine}",
+        "cpu": cpu,
+        "architecture": system.machine,
+        "cores": os.cpu_count() or 1,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "os": name or f"{system.system} {system.release}",
+        "kernel": system.release,
+        # The kernel below qemu-user tells what the processor really is; so does a whole machine's CPU name.
+        "emulated": "QEMU TCG" in cpu or (x86_below and system.machine not in ("x86_64", "i686")),
+        "runtimes": {target: f"{item[1]} {item[2]}" for target, item in found.items() if item},
+    }
+
+
+class Probe:
+    """Readings of the machine. Load is what neither the agent nor its children *pids* used."""
+
+    def __init__(self, pids: Callable[[], list[int]]) -> None:
+        self.pids = pids
+        zones = [path[: -len("/type")] for path in sorted(glob.glob("/sys/class/thermal/thermal_zone*/type"))]
+        cpu = [
+            zone for zone in zones if any(word in read(zone + "/type").lower() for word in ("cpu", "soc", "pkg"))
+        ]
+        self.zones = cpu or zones[:1]
+        self.policies = sorted(glob.glob("/sys/devices/system/cpu/cpufreq/policy*"))
+        self.throttle_counts = glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count")
+        self.pi_flags = glob.glob("/sys/devices/platform/soc/soc:firmware/get_throttled")
+        self.has_vcgencmd = not self.pi_flags and "throttled=" in output_of("vcgencmd", "get_throttled")
+        self.first_flags, self.first_count = self.flags(), self.count()
+        self.before: tuple[int, float] | None = None
+
+    def flags(self) -> int | None:
+        """A Raspberry Pi's flags: bits 0-3 what goes on now, 16-19 what happened since it was booted."""
+        text = read(self.pi_flags[0]) if self.pi_flags else ""
+        if self.has_vcgencmd:
+            text = output_of("vcgencmd", "get_throttled").partition("=")[2]
+        return int(text, 16) if text else None
+
+    def count(self) -> int | None:
+        """How often an x86 processor throttled since it was booted."""
+        values = [int(text) for text in map(read, self.throttle_counts) if text.isdigit()]
+        return sum(values) if values else None
+
+    def throttled(self) -> bool | None:
+        """Now, or at any time since this probe was made."""
+        if (flags := self.flags()) is not None and self.first_flags is not None:
+            return bool(flags & 0xF) or bool((flags & ~self.first_flags) >> 16)
+        if (count := self.count()) is not None and self.first_count is not None:
+            return count > self.first_count
+        return None
+
+    def other_busy(self) -> float | None:
+        """Seconds of CPU time, over all cores, that anything else has used (stolen time too)."""
+        total = read("/proc/stat").partition("\n")[0].split()[1:]
+        if len(total) < 8:
+            return None
+        user, nice, system, _idle, _wait, irq, softirq, steal = map(int, total[:8])
+        own = 0
+        for pid in self.pids():
+            fields = read(f"/proc/{pid}/stat").rpartition(")")[2].split()  # the name may hold spaces
+            own += int(fields[11]) + int(fields[12]) if fields else 0
+        ticks = user + nice + system + irq + softirq + steal - own
+        return ticks / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+
+    def read(self, *, restart: bool = False) -> Event:
+        """What can be read. Load is the mean since the reading before; *restart*: begin anew."""
+        now, busy = clock(), self.other_busy()
+        temperatures = [
+            int(text) / 1000 for zone in self.zones if (text := read(zone + "/temp")).lstrip("-").isdigit()
+        ]
+        clocks = [int(text) / 1000 for p in self.policies if (text := read(p + "/scaling_cur_freq")).isdigit()]
+        governors = {text for policy in self.policies if (text := read(policy + "/scaling_governor"))}
+        load = None
+        if busy is not None:
+            if self.before and not restart:
+                seconds = (now - self.before[0]) / 1e9
+                if seconds >= 0.5:  # CPU time comes in steps of 10 ms
+                    load = max(0.0, round((busy - self.before[1]) / seconds, 3))
+            if load is not None or restart or not self.before:
+                self.before = (now, busy)
+        reading = {
+            "time_ns": now,
+            "temperature_c": max(temperatures) if temperatures else None,
+            "clock_mhz": max(clocks) if clocks else None,
+            "governor": "+".join(sorted(governors)) or None,
+            "throttled": self.throttled(),
+            "other_load": load,
+            "free_memory_bytes": in_kb("/proc/meminfo", "MemAvailable"),
+        }
+        return {key: value for key, value in reading.items() if value is not None}
+
+
+# ---- the agent: starts the workers and gives them their turns ------------------------------------------------
+
+
+class Child:
+    """One entry's process, seen from the agent. Its stderr is kept for the cause of a crash."""
+
+    def __init__(self, number: int, entry: Event) -> None:
+        self.number, self.entry, self.failed = number, entry, False
+        self.stderr = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            # EDGEKIT_PYTHON: what starts Python, where sys.executable cannot be started by itself (qemu-user).
+            [
+                os.environ.get("EDGEKIT_PYTHON", sys.executable),
+                os.path.abspath(__file__),
+                "--worker",
+                str(os.getpid()),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.stderr,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # NumPy's idle threads would count as memory
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin.fileno(), self.process.stdout.fileno()
+        self.pending = b""
+
+    def command(self, value: Event) -> None:
+        try:
+            emit(value, self.stdin)
+        except BrokenPipeError:
+            pass  # it died: the end of its stdout tells
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.stderr):
+            if stream is not None:
+                stream.close()
+
+    def cause_of_death(self) -> str:
+        status = self.process.wait()
+        text = f"the process ended with status {status}"
+        if status < 0:
+            hint = " (out of memory?)" if -status == signal.SIGKILL else ""
+            text = f"the process was killed by {signal.Signals(-status).name}{hint}"
+        self.stderr.seek(0)
+        words = self.stderr.read().decode(errors="replace").strip().splitlines()
+        return text + (f"; its last words: {words[-1][-300:]}" if words else "")
+
+
+class Visit:
+    """One job on its way: who lives, and how far it is. *folder*: what the job's paths are relative to."""
+
+    def __init__(self, job: Event, folder: str) -> None:
+        self.job, self.folder = job, folder
+        self.children: list[Child] = []
+        self.probe = Probe(lambda: [child.process.pid for child in self.children if not child.failed])
+        self.selector = selectors.DefaultSelector()
+        # A host holds the other end of a pipe; a terminal or /dev/null tells nothing about one.
+        mode = os.fstat(0).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            self.selector.register(0, selectors.EVENT_READ)
+        warmups = job["warmup_seconds"] * (1 + REWARM * (job["blocks"] - 1))
+        self.spent_s, self.total_s = 0.0, 0.0  # as planned, for the progress
+        for entry in job["entries"]:
+            self.total_s += LOAD_S + warmups + job["seconds"] + (PREDICT_S if entry["predict"] else 0.0)
+
+    def run(self) -> None:
+        job = self.job
+        try:
+            for number, entry in enumerate(job["entries"]):
+                paths = {key: os.path.join(self.folder, entry[key]) for key in ("model", "inputs")}
+                self.children.append(Child(number, {**entry, **paths, "entry": number}))
+                self.turn(self.children[-1], self.children[-1].entry, "load", LOAD_S)
+            for block in range(job["blocks"]):
+                command = {
+                    "do": "block",
+                    "block": block,
+                    "samples": -(-job["samples"] // job["blocks"]),
+                    "seconds": job["seconds"] / job["blocks"],
+                    "warmup": job["warmup"],
+                    "warmup_seconds": job["warmup_seconds"] * (REWARM if block else 1.0),
+                }
+                for child in self.children:
+                    planned_s = command["warmup_seconds"] + command["seconds"]
+                    self.turn(child, command, f"block {block + 1} of {job['blocks']}", planned_s)
+            for child in self.children:
+                if child.entry["predict"]:
+                    self.turn(child, {"do": "predict", "top_k": job["top_k"]}, "predict", PREDICT_S)
+                if not child.failed:
+                    emit({"event": "done", "entry": child.number})
+        finally:
+            for child in self.children:
+                child.end()
+
+    def turn(self, child: Child, command: Event, doing: str, planned_s: float) -> None:
+        """Let *child* carry out *command* and pass on what it says, with a reading of the machine every second."""
+        if not child.failed:
+            self.progress(child, doing, 0.0)
+            self.selector.register(child.stdout, selectors.EVENT_READ)
+            child.command(command)
+            self.listen(child, doing, planned_s)
+            self.selector.unregister(child.stdout)
+        self.spent_s += planned_s
+
+    def listen(self, child: Child, doing: str, planned_s: float) -> None:
+        began = heard = tick = time.monotonic()
+        measuring = False
+        while True:
+            now = time.monotonic()
+            if now - tick >= 1.0:
+                tick = now
+                self.progress(child, doing, min(now - began, planned_s))
+                if measuring:
+                    self.telemetry(child)
+            if now - heard > STALL_S:
+                return self.fail(child, f"no sign of life for {STALL_S:.0f} s in: {doing}")
+            ready = [key.fd for key, _ in self.selector.select(max(0.0, tick + 1.0 - now))]
+            if 0 in ready and not os.read(0, 4096):
+                raise SystemExit("the host is gone")
+            if child.stdout not in ready:
+                continue
+            heard = now
+            data = os.read(child.stdout, 1 << 16)
+            if not data:
+                return None if child.failed else self.fail(child, child.cause_of_death())
+            *lines, child.pending = (child.pending + data).split(b"\n")
+            for line in lines:
+                # The samples pass unread: decoding them would take CPU time from the one that is measured.
+                if line.startswith(b'{"event":"warm"'):
+                    self.telemetry(child, restart=True)
+                    measuring = True
+                elif line.startswith(b'{"event":"ready"'):
+                    return self.telemetry(child) if measuring else None
+                else:
+                    child.failed = child.failed or line.startswith(b'{"event":"error"')
+                    write_all(1, line + b"\n")
+
+    def fail(self, child: Child, text: str) -> None:
+        child.failed = True
+        child.process.kill()
+        child.process.wait()
+        emit({"event": "error", "entry": child.number, "text": text})
+
+    def telemetry(self, child: Child, *, restart: bool = False) -> None:
+        emit({"event": "telemetry", "entry": child.number, **self.probe.read(restart=restart)})
+
+    def progress(self, child: Child, doing: str, spent_s: float) -> None:
+        share = round((self.spent_s + spent_s) / max(self.total_s, 1e-9), 4)
+        emit({"event": "progress", "entry": child.number, "doing": doing, "share": min(1.0, share)})
+
+
+def read_job(path: str) -> Event:
+    """The job in the file at *path*. Raises ValueError for another protocol or one that lacks a key."""
+    with open(path, encoding="utf-8") as stream:
+        job: Event = json.load(stream)
+    if job.get("protocol") != PROTOCOL:
+        raise ValueError(f"the job speaks protocol {job.get('protocol')!r}; this agent speaks {PROTOCOL}")
+    missing = [key for key in JOB_KEYS if key not in job]
+    missing += [
+        f"entries[{i}].{key}" for i, e in enumerate(job.get("entries", ())) for key in ENTRY_KEYS if key not in e
+    ]
+    if missing:
+        raise ValueError(f"the job lacks {', '.join(missing)}")
+    return job
+
+
+def stop(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)  # through every `finally`
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[:1] == ["--worker"]:
+        return worker(int(arguments[1]))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, stop)
+    try:
+        emit(describe())
+        if arguments == ["--describe"]:
+            return 0
+        try:
+            job = read_job(arguments[0])
+        except (OSError, ValueError) as error:
+            emit({"event": "error", "entry": None, "text": str(error)})
+            return 2
+        Visit(job, os.path.dirname(os.path.abspath(arguments[0]))).run()
+        emit({"event": "end"})
+    except BrokenPipeError:
+        return 1  # the host is gone
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

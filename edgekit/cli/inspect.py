@@ -1,0 +1,93 @@
+import argparse
+from pathlib import Path
+
+from edgekit.cli.terminal import add_json, table, write_json
+
+EXAMPLES = """examples:
+  edgekit inspect runs/quickstart/artifacts/tflite-int8.tflite
+  edgekit inspect model.tflite --json -
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", type=Path, help="a model file: .tflite, .onnx or .mlpackage")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from edgekit import artifact as artifacts
+    from edgekit import files, units
+    from edgekit.convert import for_file
+    from edgekit.errors import ArtifactError
+    from edgekit.schema import encode
+
+    path: Path = args.artifact
+    if not path.exists():
+        raise ArtifactError(f"no such file: {path}")
+    found = for_file(path).inspect(path)
+    described = artifacts.read(path) if artifacts.sidecar(path).is_file() else None
+    write_json(
+        args.json,
+        {
+            "file": str(path),
+            "size_bytes": files.size_bytes(path),
+            "sha256": files.sha256(path),
+            **encode(found),
+            "sidecar": encode(described) if described else None,
+        },
+    )
+    if args.json == "-":
+        return 0
+    rows = [
+        ("file", str(path)),
+        ("size", units.size(files.size_bytes(path))),
+        ("sha256", files.sha256(path)),
+        ("input", _tensor(found.input)),
+        ("output", _tensor(found.output)),
+        ("labels", _labels(found.labels)),
+    ]
+    if described:
+        rows += [("precision", described.precision), ("preprocess", _preprocess(described.preprocess))]
+        if parity := described.parity:
+            agree = f"{100 * parity.top1_agreement:.1f} % of {parity.images} images"
+            rows.append(("parity", f"SQNR {parity.sqnr_db:.1f} dB, the same top-1 on {agree}"))
+            if fault := parity.broken(described.precision):
+                rows.append(("broken", fault))
+        if described.calibration:
+            c = described.calibration
+            rows.append(
+                ("calibration", f"{c.count} images, {c.method}, seed {c.seed}, list {c.images_sha256[:12]}")
+            )
+        rows.append(("made with", ", ".join(f"{name} {number}" for name, number in described.tools.items())))
+    else:
+        rows.append(("sidecar", "none: not made by edgekit, or parted from it"))
+    print("\n".join(f"{name:12} {value}" for name, value in rows), end="\n\n")
+    print(table(("operator", "count"), [(name, str(count)) for name, count in found.operators]), end="\n\n")
+    print(table(("stored as", "size"), [(name, units.size(count)) for name, count in found.weights]))
+    return 0
+
+
+def _tensor(spec: "object") -> str:
+    from edgekit.artifact import TensorSpec
+
+    assert isinstance(spec, TensorSpec)
+    quantized = f", scale {spec.scale:g}, zero point {spec.zero_point}" if spec.scale is not None else ""
+    return f"{spec.name} {spec.dtype} {'x'.join(map(str, spec.shape))}{quantized}"
+
+
+def _preprocess(p: "object") -> str:
+    from edgekit.preprocess import Preprocess
+
+    assert isinstance(p, Preprocess)
+    crop = f" {p.crop_fraction:g}" if p.resize == "crop" else ""
+    return (
+        f"{p.width}x{p.height}, {p.resize}{crop}, {p.interpolation}, {p.channel_order}, "
+        f"mean {p.mean}, std {p.std} (inside the graph)"
+    )
+
+
+def _labels(labels: tuple[str, ...]) -> str:
+    if not labels:
+        return "none in the file"
+    shown = ", ".join(labels[:10])
+    return f"{len(labels)}: {shown}" + (", ..." if len(labels) > 10 else "")

@@ -1,0 +1,48 @@
+import argparse
+from pathlib import Path
+
+from edgekit.cli.terminal import STDOUT, Terminal, add_json, show
+
+EXAMPLES = """examples:
+  edgekit run quickstart
+  edgekit run quickstart --data photos            a folder that holds one folder of images a class
+  edgekit run my.toml --device local --until bench
+  edgekit run quickstart --force bench            measure again; what was trained and converted stays
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a shipped recipe (edgekit list recipes) or a .toml file")
+    parser.add_argument(
+        "--data", metavar="DIR|NAME", help="your images, or a dataset's name, in place of the recipe's"
+    )
+    parser.add_argument(
+        "--device", action="append", default=[], metavar="ADDR", help="where to measure (repeatable)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder; default runs/RECIPE")
+    parser.add_argument("--until", default="compare", metavar="STAGE", help="train, convert, bench or compare")
+    parser.add_argument("--force", action="append", default=[], metavar="STAGE", help="redo a stage (repeatable)")
+    parser.add_argument("--allow-invalid", action="store_true", help="rank latencies that do not count, too")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from edgekit import pipeline
+
+    folder, comparison = pipeline.run(
+        args.recipe,
+        listener=Terminal(),
+        data=args.data,
+        devices=args.device,
+        out=args.out,
+        until=args.until,
+        force=args.force,
+        allow_invalid=args.allow_invalid,
+    )
+    if comparison is None:
+        print(f"{folder.folder}: done up to {args.until}")
+        return 0
+    show(comparison, args.json)
+    if args.json != STDOUT:
+        print(f"report: {folder.report}")
+    return 0

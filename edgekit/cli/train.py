@@ -1,0 +1,69 @@
+import argparse
+from pathlib import Path
+
+from edgekit.cli.terminal import Terminal, add_json, write_json
+from edgekit.errors import UsageError, nearest
+
+EXAMPLES = """examples:
+  edgekit train quickstart
+  edgekit train mobilenet_v2 --data photos --size 160 --epochs 50
+  edgekit train my.toml --data photos --out runs/photos --resume
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", metavar="RECIPE|MODEL", help="a recipe, a .toml file, or a model's name")
+    parser.add_argument("--data", metavar="DIR|NAME", help="your images, or a dataset's name")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder; default runs/NAME")
+    parser.add_argument("--resume", action="store_true", help="go on with a training that was cut off")
+    parser.add_argument("--force", action="store_true", help="train again, replacing what is there")
+    parser.add_argument("--size", type=int, metavar="PIXELS", help="input height and width, for a model's name")
+    parser.add_argument("--epochs", type=int, metavar="N", help="epochs, for a model's name")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from edgekit import checkpoint, pipeline
+
+    text = "" if _is_recipe(args.what) else _recipe_for(args)
+    if not text and (args.size or args.epochs):
+        raise UsageError(
+            "--size and --epochs belong to a model's name; what a recipe is, the recipe says: edit it"
+        )
+    folder, _ = pipeline.run(
+        args.what,
+        text=text,
+        listener=Terminal(),
+        data=args.data,
+        out=args.out,
+        until="train",
+        force=("train",) if args.force else (),
+        may_resume=args.resume,
+    )
+    trained = checkpoint.read(folder.checkpoint)
+    write_json(args.json, {"checkpoint": str(folder.checkpoint), **asdict(trained)["metrics"]})
+    if args.json != "-":
+        print(f"checkpoint: {folder.checkpoint}")
+    return 0
+
+
+def _is_recipe(name: str) -> bool:
+    from edgekit import plugins
+
+    return name.endswith(".toml") or name in plugins.names("recipes")
+
+
+def _recipe_for(args: argparse.Namespace) -> str:
+    from edgekit import models, plugins, recipe
+
+    if ":" not in args.what and args.what not in models.names():
+        known = [*plugins.names("recipes"), *models.names()]
+        raise UsageError(
+            f"{args.what!r} is neither a recipe nor a model; choose from {', '.join(known)}, a .toml file, "
+            f"torchvision:NAME, timm:NAME or FILE.py:FACTORY{nearest(args.what, known)}"
+        )
+    if not args.data:
+        raise UsageError(f"training {args.what} needs images: --data DIR, a folder that holds one folder a class")
+    return recipe.for_model(args.what, args.data, size=args.size or 224, epochs=args.epochs or 30)

@@ -1,0 +1,109 @@
+"""Models that edgekit does not bring: torchvision's, timm's, and a function in a user's file."""
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from edgekit.errors import MissingDependency, UsageError, unknown
+from edgekit.requires import require
+
+Kind = Literal["torchvision", "timm", "file"]
+
+
+def kind(name: str) -> Kind | None:
+    """Where a model of that name comes from: ``torchvision:NAME``, ``timm:NAME``, ``FILE.py:FACTORY``."""
+    if name.startswith("torchvision:"):
+        return "torchvision"
+    if name.startswith("timm:"):
+        return "timm"
+    return "file" if ".py:" in name or name.endswith(".py") else None
+
+
+def check(name: str) -> None:
+    """Raise UsageError or MissingDependency for a name that cannot be built. A user's file is not run yet."""
+    match kind(name):
+        case "torchvision":
+            _torchvision(name)
+        case "timm":
+            _timm(name)
+        case _:
+            _file(name)
+
+
+def build(name: str, classes: int) -> nn.Module:
+    """The model with random weights. Raises UsageError when a user's factory gives no module."""
+    match kind(name):
+        case "torchvision":
+            models, short = _torchvision(name)
+            model = models.get_model(short, weights=None, num_classes=classes)
+        case "timm":
+            timm, short = _timm(name)
+            model = timm.create_model(short, pretrained=False, num_classes=classes)
+        case _:
+            model = _call(_factory(name), classes)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{name} returned {type(model).__name__}; the factory must return a torch.nn.Module")
+    return model
+
+
+def _torchvision(name: str) -> tuple[Any, str]:
+    models = require("torchvision.models", feature=f"The model {name}", extra="train")
+    short, known = name.removeprefix("torchvision:"), models.list_models(module=models)
+    if short not in known:
+        raise unknown("torchvision model", short, known)
+    return models, short
+
+
+def _timm(name: str) -> tuple[Any, str]:
+    if importlib.util.find_spec("timm") is None:  # no extra of edgekit brings it
+        raise MissingDependency(f"The model {name} needs the package timm: pip install timm")
+    timm = importlib.import_module("timm")
+    short = name.removeprefix("timm:")
+    if not timm.is_model(short):
+        raise UsageError(
+            f"unknown timm model {short!r}; timm.list_models() gives the {len(timm.list_models())} known"
+        )
+    return timm, short
+
+
+def _file(name: str) -> tuple[Path, str]:
+    path, _, function = name.rpartition(":")
+    if not path or not function:
+        raise UsageError(f"{name!r} names no function: write FILE.py:FACTORY")
+    if not Path(path).is_file():
+        raise UsageError(f"no such file: {path} (from the model {name!r})")
+    return Path(path), function
+
+
+def _factory(name: str) -> Callable[..., Any]:
+    path, function = _file(name)
+    module_name = f"edgekit.user_models.{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickling in the file look it up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file raises; the traceback stays as the cause
+        raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    factory = getattr(module, function, None)
+    if not callable(factory):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise unknown(f"function in {path}", function, known)
+    return factory  # type: ignore[no-any-return]
+
+
+def _call(factory: Callable[..., Any], classes: int) -> Any:
+    """FACTORY(classes), or FACTORY() when it takes nothing."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    takes = any(
+        parameter.kind in positional or parameter.kind is inspect.Parameter.VAR_POSITIONAL
+        for parameter in inspect.signature(factory).parameters.values()
+    )
+    return factory(classes) if takes else factory()

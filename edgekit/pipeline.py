@@ -1,0 +1,294 @@
+"""The whole flow: train, convert, bench, compare. What is done already is skipped."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from edgekit import __version__, checkpoint, files, recipe, report, runs
+from edgekit import artifact as artifacts
+from edgekit.artifact import Artifact
+from edgekit.bench import Images, bench
+from edgekit.checkpoint import Checkpoint
+from edgekit.data import Dataset, Split
+from edgekit.device import Device, Progress, open_device
+from edgekit.errors import UsageError, unknown
+from edgekit.preprocess import Pixels, Preprocess
+from edgekit.recipe import BenchSpec, Recipe, Variant
+from edgekit.report import Comparison
+from edgekit.runs import Run
+from edgekit.schema import encode
+
+STAGES = ("train", "convert", "bench", "compare")
+PARITY_IMAGES = 256
+
+
+class Listener(Protocol):
+    """Who is told what happens: the command line prints, a library user may stay silent."""
+
+    def say(self, text: str) -> None: ...
+    def bar(self, stage: str) -> AbstractContextManager[Progress]: ...
+    def confirm(self, question: str) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One run of a recipe. *source* is a data name or an absolute folder."""
+
+    run: Run
+    recipe: Recipe
+    source: str
+    listener: Listener
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        from edgekit import data
+
+        dataset = data.load(self.recipe.data, source=self.source, confirm=self.listener.confirm)
+        for text in dataset.unreadable:
+            self.listener.say(f"left out, unreadable: {text}")
+        return dataset
+
+    @cached_property
+    def _train_key(self) -> str:
+        spec = replace(self.recipe.data, source=self.source)
+        listing = runs.listing_sha256(self.source)
+        return files.sha256_of([encode(self.recipe.model), encode(spec), encode(self.recipe.train), listing])
+
+    def check(self, stages: Sequence[str], devices: Sequence[str]) -> None:
+        """Find what would fail hours later: names, folders, packages, addresses."""
+        if "train" in stages and not self.trained():
+            from edgekit import data, models
+
+            data.check(self.source)
+            models.check(self.recipe.model)
+        if "convert" in stages and not all(map(self._converted, self.recipe.variant)):
+            from edgekit import convert
+
+            if not self.recipe.variant:
+                raise UsageError("the recipe has no [[variant]]: nothing to convert")
+            convert.check(self.recipe.variant)
+        if "bench" in stages:
+            for address in devices:
+                open_device(address).close()
+
+    def trained(self) -> bool:
+        done = self.run.is_done("train", self._train_key)
+        return done and (self.run.checkpoint / checkpoint.DESCRIPTION).is_file()
+
+    def train(self) -> Checkpoint:
+        if self.trained():
+            found = checkpoint.read(self.run.checkpoint)
+            self.listener.say(f"train: done already, {_accuracy(found)}")
+            return found
+        state = self.run.state()
+        if state is not None and "train" in state.done:
+            raise UsageError(
+                f"{self.run.folder} was trained with other settings or other data: --force train trains again and "
+                "replaces it; --out gives this run a folder of its own"
+            )
+        from edgekit.train import train
+
+        resume = (self.run.folder / "train").exists()
+        self.listener.say(
+            f"train: {self.recipe.model.name} on {self.dataset.name}, {len(self.dataset.train)} images to learn "
+            f"from, {len(self.dataset.val)} held out, {self.recipe.train.epochs} epochs"
+        )
+        made = train(self.dataset, self.recipe.model, self.recipe.train, self.run.folder / "train", resume=resume)
+        self.run.mark("train", self._train_key)
+        self.listener.say(f"train: {_accuracy(made)}")
+        return made
+
+    def _convert_key(self, variant: Variant) -> str:
+        trained = checkpoint.read(self.run.checkpoint)
+        return files.sha256_of([trained.weights_sha256, encode(variant), __version__])
+
+    def _converted(self, variant: Variant) -> bool:
+        if not self.trained():
+            return False
+        from edgekit.convert import converter
+
+        path = self.run.artifacts / f"{variant.name}{converter(variant.target).suffix}"
+        return self.run.is_done(f"convert/{variant.name}", self._convert_key(variant)) and path.exists()
+
+    def convert(self) -> list[Artifact]:
+        from edgekit.convert import convert, converter
+
+        missing = [variant for variant in self.recipe.variant if not self._converted(variant)]
+        if missing:
+            from edgekit.export import from_checkpoint
+
+            source = from_checkpoint(checkpoint.read(self.run.checkpoint), self.dataset.train)
+            images = sample(self.dataset.val, PARITY_IMAGES)
+            with self.listener.bar("convert") as progress:
+                for done, variant in enumerate(missing):
+                    progress(variant.name, done / len(missing))
+                    convert(source, [variant], images, self.run.artifacts, lambda *_: None)
+                    self.run.mark(f"convert/{variant.name}", self._convert_key(variant))
+                progress("converted", 1.0)
+        made = [
+            artifacts.read(self.run.artifacts / f"{variant.name}{converter(variant.target).suffix}")
+            for variant in self.recipe.variant
+        ]
+        already = len(made) - len(missing)
+        note = f" ({already} done already)" if already and missing else ": done already" if already else ""
+        self.listener.say(f"convert: {len(made)} files{note}")
+        for artifact in made:
+            if artifact.parity and (fault := artifact.parity.broken(artifact.precision)):
+                self.listener.say(f"convert: {artifact.name} is BROKEN: {fault}")
+        return made
+
+    def bench(self, made: Sequence[Artifact], address: str) -> None:
+        device = open_device(address)
+        try:
+            self._bench(made, address, device)
+        finally:
+            device.close()
+
+    def _bench(self, made: Sequence[Artifact], address: str, device: Device) -> None:
+        able = [artifact for artifact in made if artifact.target in device.runtimes]
+        for artifact in made:
+            if artifact not in able:
+                self.listener.say(
+                    f"bench: {artifact.name} is not measured: {address} cannot run {artifact.target}"
+                )
+        spec = self.recipe.bench
+        hashes = [artifact.sha256 for artifact in able]
+        key = files.sha256_of(
+            [
+                hashes,
+                encode(replace(spec, devices=())),
+                device.info.fingerprint,
+                dict(device.runtimes),
+                self._train_key,
+            ]
+        )
+        out = self.run.results(address)
+        if self.run.is_done(f"bench/{address}", key) and any(out.glob("*.json")):
+            self.listener.say(f"bench: {address} done already")
+            return
+        if not able:
+            self.listener.say(f"bench: nothing to measure on {address}")
+            return
+        self.listener.say(f"bench: {len(able)} files on {address}, about {_duration(len(able), spec):.0f} s")
+        with self.listener.bar("bench") as progress:
+            images = images_of(self.dataset)
+            bench(able, device, spec, out, images=images, progress=progress)
+        self.run.mark(f"bench/{address}", key)
+
+    def compare(self, *, allow_invalid: bool = False) -> Comparison:
+        found, made = runs.collect([self.run.folder])
+        spec = self.recipe.report
+        comparison = report.compare(found, made, reference=spec.reference, allow_invalid=allow_invalid)
+        title = spec.title or self.recipe.description or self.run.folder.name
+        trained = checkpoint.read(self.run.checkpoint)
+        provenance = {
+            "Recipe": str(self.run.folder / runs.RECIPE),
+            "Model": f"{trained.model.name}, width {trained.model.width:g}",
+            "Data": trained.provenance.get("dataset", self.source),
+            "Float top-1 in training": f"{100 * trained.metrics['val_top1']:.2f} %",
+            "Weights (SHA-256)": trained.weights_sha256,
+            "edgekit": __version__,
+        }
+        report.write_page(comparison, self.run.report, title=title, provenance=provenance)
+        return comparison
+
+
+def run(
+    name: str,
+    *,
+    listener: Listener,
+    text: str = "",
+    data: str | None = None,
+    devices: Sequence[str] = (),
+    out: Path | None = None,
+    until: str = "compare",
+    force: Sequence[str] = (),
+    allow_invalid: bool = False,
+    may_resume: bool = True,
+) -> tuple[Run, Comparison | None]:
+    """Run a recipe up to the stage *until*; the comparison when it got there.
+
+    *name* is a shipped recipe or a path; with *text* (TOML) it only names the run. *force* redoes stages.
+    Interrupted, the same call goes on where it stopped. Raises RecipeError, UsageError and what stages raise.
+    """
+    for stage in (until, *force):
+        if stage not in STAGES:
+            raise unknown("stage", stage, STAGES)
+    text = text or recipe.path_of(name).read_text(encoding="utf-8")
+    followed = recipe.parse(text, name)
+    source = resolve(data or followed.data.source)
+    folder = Run(folder=out or Path("runs") / _folder_name(name, source if data else ""))
+    stages = STAGES[: STAGES.index(until) + 1]
+    addresses = tuple(devices) or followed.bench.devices
+    pipeline = Pipeline(folder, followed, source, listener)
+    pipeline.check(stages, addresses)
+    with folder.locked():
+        folder.begin(name, source, text)
+        for stage in force:
+            folder.forget(stage)
+            if stage == "train":
+                files.remove(folder.folder / "train")
+        if not may_resume and not pipeline.trained() and (folder.folder / "train").exists():
+            raise UsageError(
+                f"{folder.folder} holds a training that was cut off: --resume goes on with it, --force train "
+                "starts again, --out gives this one a folder of its own"
+            )
+        pipeline.train()
+        if until == "train":
+            return folder, None
+        made = pipeline.convert()
+        if until == "convert":
+            return folder, None
+        for address in addresses:
+            pipeline.bench(made, address)
+        if until == "bench":
+            return folder, None
+        return folder, pipeline.compare(allow_invalid=allow_invalid)
+
+
+def resolve(source: str) -> str:
+    """A folder's absolute path, so that a run can be continued from anywhere; a built-in name as it is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
+def images_of(dataset: Dataset) -> Images:
+    """The held-out images, as `bench` takes them."""
+    val = dataset.val
+
+    def read(preprocess: Preprocess) -> Pixels:
+        assert preprocess == dataset.preprocess
+        return val.read()
+
+    return Images(
+        name=f"{dataset.name}/val",
+        images_sha256=val.images_sha256,
+        truth=val.labels,
+        classes=dataset.classes,
+        read=read,
+    )
+
+
+def _duration(artifacts: int, spec: BenchSpec) -> float:
+    """The least seconds that a visit takes."""
+    return artifacts * len(spec.threads) * (spec.seconds + spec.warmup_seconds)
+
+
+def sample(split: Split, count: int, seed: int = 0) -> Pixels:
+    """The pixels of a seeded choice of images."""
+    order = np.random.default_rng(seed).permutation(len(split))[:count]
+    return split.read(sorted(int(index) for index in order))
+
+
+def _folder_name(name: str, source: str) -> str:
+    stem = Path(name).stem
+    return f"{stem}-{Path(source).name}" if source else stem
+
+
+def _accuracy(found: Checkpoint) -> str:
+    return f"top-1 {100 * found.metrics['val_top1']:.2f} % on the held-out images"

@@ -1,0 +1,20 @@
+"""The comparison of results: the table in the terminal, the JSON, and the page that says which file to ship."""
+
+from edgekit.report.compare import Comparison, Group, compare
+from edgekit.report.data import as_json
+from edgekit.report.page import page, write_page
+from edgekit.report.rows import Row
+from edgekit.report.table import as_text, make_console, render
+
+__all__ = [
+    "Comparison",
+    "Group",
+    "Row",
+    "as_json",
+    "as_text",
+    "compare",
+    "make_console",
+    "page",
+    "render",
+    "write_page",
+]

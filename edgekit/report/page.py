@@ -1,0 +1,168 @@
+"""The report page: one HTML file that opens from disk, asks the network for nothing and reads without scripts."""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files as package_files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from edgekit import __version__, files, units
+from edgekit.artifact import Artifact
+from edgekit.report.cells import prose, table
+from edgekit.report.charts import chart_data
+from edgekit.report.compare import Comparison, Group
+from edgekit.report.words import count, sentence
+
+LIBRARIES = (("d3", "d3.min.js"), ("plot", "plot.umd.min.js"))  # Plot finds d3 as a global: order matters
+
+
+def write_page(comparison: Comparison, path: Path, *, title: str, provenance: Mapping[str, str]) -> None:
+    """Write the page to *path*. *provenance* is shown below all else; a value of several lines as a listing."""
+    files.write_text(path, page(comparison, title=title, provenance=provenance))
+
+
+def page(comparison: Comparison, *, title: str, provenance: Mapping[str, str]) -> str:
+    """The page's HTML. All that users can name (labels, files, devices, *title*) is escaped."""
+    libraries = [(_asset(f"vendor/{script}"), _asset(f"vendor/{name}.LICENSE")) for name, script in LIBRARIES]
+    names = [row.name for group in comparison.groups for row in group.rows]
+    return Template(_asset("page.html")).substitute(
+        title=escape(title),
+        css=_asset("page.css"),
+        verdict=prose(comparison.verdict, names),
+        verdict_kind="chosen" if any(group.choice.pick for group in comparison.groups) else "open",
+        groups="\n".join(_group(group, i, len(comparison.groups)) for i, group in enumerate(comparison.groups)),
+        provenance=_provenance(comparison, provenance),
+        version=escape(__version__),
+        data=_script_json(chart_data(comparison)),
+        libraries="\n".join(f"<!--\n{text.strip()}\n-->\n<script>{source}</script>" for source, text in libraries),
+        js=_asset("page.js"),
+    )
+
+
+def _asset(name: str) -> str:
+    return package_files("edgekit.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _script_json(value: Any) -> str:
+    """JSON that cannot end its script element, whatever its strings hold."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _group(group: Group, index: int, groups: int) -> str:
+    names = [row.name for row in group.rows]
+    parts = [f'<section class="group" data-group="{index}" aria-labelledby="group-{index}">']
+    parts.append(f'<h2 id="group-{index}">{escape(group.title)}</h2>')
+    if facts := _device_facts(group):
+        parts.append(f'<p class="facts">{escape(" · ".join(facts))}</p>')
+    if groups > 1:
+        parts.append(f'<p class="conclusion">{prose(group.choice.conclusion, names)}</p>')
+    if group.choice.left_out:
+        parts.append(f'<p class="note">{prose(group.choice.left_out, names)}</p>')
+    if any(row.latency and row.top1 for row in group.rows):
+        parts.append(_scatter(group))
+    parts.append('<h3>Variants</h3>\n<div class="scroll" tabindex="0" role="region" aria-label="Variants">')
+    parts.append(f"{table(group)}</div>")
+    parts.append(_doubts(group))
+    if any(row.latency for row in group.rows):
+        parts.append(_strips())
+    parts.append("</section>")
+    return "\n".join(part for part in parts if part)
+
+
+def _device_facts(group: Group) -> list[str]:
+    device = group.device
+    if device is None:
+        return []
+    runtimes = sorted(
+        {f"{r.result.settings.runtime} {r.result.settings.runtime_version}" for r in group.rows if r.result}
+    )
+    kind = "fake device: the figures are made up" if device.fake else "emulated" if device.emulated else ""
+    memory = units.size(device.memory_bytes) + " memory" if device.memory_bytes else ""
+    return [
+        fact
+        for fact in (
+            kind,
+            device.cpu,
+            device.architecture,
+            count(device.cores, "core"),
+            memory,
+            device.os,
+            *runtimes,
+        )
+        if fact
+    ]
+
+
+def _scatter(group: Group) -> str:
+    missing = [row.name for row in group.rows if not (row.latency and row.top1)]
+    hollow = " Hollow: not ranked." if any(row.left_out and row.latency for row in group.rows) else ""
+    line = " The line joins the files that no other beats in both, the Pareto set." if group.choice.pareto else ""
+    absent = f" Not drawn: {prose(', '.join(missing), missing)}." if missing else ""
+    return (
+        '<h3>Latency against accuracy</h3>\n<figure><div class="chart scatter"></div><figcaption>'
+        "Up and to the left is better. Vertical bars: 95 % interval of the accuracy; horizontal bars: range of "
+        f"the block medians.{line}"
+        f"{hollow}{absent} Files are compared on the same images, so bars may overlap and a difference still be "
+        "real: the table has the test."
+        "</figcaption></figure>"
+    )
+
+
+def _strips() -> str:
+    return (
+        '<h3>Distribution of the latency</h3>\n<figure><div class="chart strips"></div><figcaption>Each thin tick '
+        "is one of 200 quantiles of a run's inferences, the tall tick its median. The fastest and slowest "
+        "0.25 % lie outside.</figcaption></figure>"
+    )
+
+
+def _doubts(group: Group) -> str:
+    items = []
+    for row in group.rows:
+        doubts = [*row.reasons, *([f"broken: {row.broken}"] if row.broken else ())]
+        if row.top1 and row.incomparable:
+            doubts.append(row.incomparable)
+        doubts += row.artifact.notes
+        items += [f'<li><b class="name">{escape(row.name)}</b> {escape(sentence(doubt))}</li>' for doubt in doubts]
+    return f'<h3>Doubts and notes</h3>\n<ul class="doubts">{"".join(items)}</ul>' if items else ""
+
+
+def _provenance(comparison: Comparison, provenance: Mapping[str, str]) -> str:
+    rows = [row for group in comparison.groups for row in group.rows]
+    facts = [(key, value) for key, value in provenance.items() if value]
+    if datasets := sorted(
+        {f"{p.dataset}, {count(len(p.truth), 'image')}" for r in rows if r.result and (p := r.result.predictions)}
+    ):
+        facts.append(("Accuracy measured on", "; ".join(datasets)))
+    if inputs := sorted({row.result.settings.input for row in rows if row.result}):
+        facts.append(("Latency measured on", "; ".join(inputs)))
+    if created := sorted({row.result.created for row in rows if row.result}):
+        facts.append(("Measured", created[0] if len(created) == 1 else f"{created[0]} to {created[-1]}"))
+    listed = "".join(f"<dt>{escape(key)}</dt><dd>{_value(value)}</dd>" for key, value in facts)
+    return f"<dl>{listed}</dl>\n{_artifacts([row.artifact for row in rows])}"
+
+
+def _value(value: str) -> str:
+    return f"<pre>{escape(value)}</pre>" if "\n" in value else escape(value)
+
+
+def _artifacts(artifacts: Sequence[Artifact]) -> str:
+    once = {artifact.sha256: artifact for artifact in artifacts}
+    rows = []
+    for artifact in once.values():
+        tools = ", ".join(f"{tool} {version}" for tool, version in artifact.tools.items())
+        made = artifact.calibration
+        calibration = (
+            f"calibrated on {count(made.count, 'image')}, seed {made.seed}, {made.method}" if made else ""
+        )
+        cells = (artifact.file, artifact.sha256, "; ".join(part for part in (tools, calibration) if part))
+        file, sha256, how = (escape(cell) for cell in cells)
+        rows.append(f'<tr><th scope="row">{file}</th><td class="hash">{sha256}</td><td>{how}</td></tr>')
+    return (
+        '<h3>Files</h3>\n<div class="scroll" tabindex="0" role="region" aria-label="Files"><table class="files">'
+        '<thead><tr><th scope="col">File</th><th scope="col">SHA-256</th><th scope="col">Made with</th></tr>'
+        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )

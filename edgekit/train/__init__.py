@@ -1,0 +1,6 @@
+"""Training: a dataset and a model's name become checkpoints."""
+
+from edgekit.train.loop import BEST, LAST, METRICS, train
+from edgekit.train.state import STATE
+
+__all__ = ["BEST", "LAST", "METRICS", "STATE", "train"]

@@ -1,0 +1,77 @@
+"""Intervals and tests against published values and against SciPy."""
+
+import math
+
+import pytest
+
+from edgekit.stats import mcnemar, paired, wilson
+
+
+@pytest.mark.parametrize(
+    ("successes", "count", "low", "high"),
+    [
+        # Newcombe 1998, Statistics in Medicine 17, table I, method 3 (score without continuity correction).
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_gives_newcombes_intervals(successes: int, count: int, low: float, high: float) -> None:
+    assert wilson(successes, count) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_ends_are_exact_and_mirror_each_other() -> None:
+    assert wilson(0, 9)[0] == 0.0
+    assert wilson(9, 9)[1] == 1.0
+    low, high = wilson(3, 10)
+    assert wilson(7, 10) == pytest.approx((1 - high, 1 - low))
+    assert wilson(3, 10, confidence=0.99)[0] < low
+
+
+@pytest.mark.parametrize(("successes", "count"), [(0, 0), (5, 4), (-1, 4)])
+def test_wilson_of_impossible_counts_is_refused(successes: int, count: int) -> None:
+    with pytest.raises(ValueError, match=f"{successes} successes of {count}"):
+        wilson(successes, count)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "p_value"),
+    [
+        (0, 0, 1.0),
+        (5, 5, 1.0),
+        (0, 5, 0.0625),  # 2 / 2**5
+        (1, 9, 22 / 1024),  # 2 (1 + 10) / 2**10
+        (3, 9, 598 / 4096),  # 2 (1 + 12 + 66 + 220) / 2**12
+        (121, 59, 4.434e-6),  # Agresti's 2x2 table of Fagerland et al. 2013: 59 against 121
+    ],
+)
+def test_mcnemar_is_twice_the_binomial_tail(first: int, second: int, p_value: float) -> None:
+    assert mcnemar(first, second) == pytest.approx(p_value, rel=1e-3)
+    assert mcnemar(second, first) == mcnemar(first, second)
+
+
+def test_mcnemar_stays_exact_for_many_images() -> None:
+    from scipy.stats import binomtest
+
+    for first, second in [(7, 20), (480, 530), (4000, 5000), (30_000, 30_200)]:
+        assert math.isclose(mcnemar(first, second), binomtest(first, first + second, 0.5).pvalue, rel_tol=1e-9)
+
+
+def test_paired_counts_what_each_alone_got_right() -> None:
+    #       both right | only second | only first | both wrong, same | both wrong, differ
+    truth = [0, 0, 0, 1, 1, 2, 2, 2]
+    first = [0, 0, 1, 0, 1, 0, 0, 1]
+    second = [0, 0, 0, 1, 2, 0, 1, 0]
+    found = paired(truth, first, second)
+    assert (found.count, found.only_first, found.only_second, found.flips) == (8, 1, 2, 5)
+    assert found.difference == 1 / 8
+    assert found.flip_rate == 5 / 8
+    assert found.p_value == 1.0
+
+
+def test_paired_refuses_lists_of_other_lengths() -> None:
+    with pytest.raises(ValueError, match="3 true classes, 3 first and 2 second"):
+        paired([0, 1, 2], [0, 1, 2], [0, 1])
+    with pytest.raises(ValueError, match="0 true classes"):
+        paired([], [], [])
