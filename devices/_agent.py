@@ -51,7 +51,7 @@ FLUSH_NS = 1_000_000_000  # samples go out once a second: seldom enough not to d
 # and handling millions would itself keep a core busy. The inferences between run all the same.
 SPACING_NS = 500_000
 FLUSH_ROWS = 1024
-STALL_S = 300.0  # a child that works and says nothing for so long hangs
+STALL_S = 600.0  # a child that works and says nothing for so long hangs
 # A child that slept finds cold caches and a lower clock. Caches need a few inferences, clock governors up to
 # some tenths of a second: a quarter of the first warm-up (0.5 s of 2 s) covers both.
 REWARM = 0.25

@@ -321,12 +321,21 @@ def test_load_counts_other_programs_but_not_the_children(program: ModuleType) ->
         try:
             everything, without = program.Probe(list), program.Probe(lambda: [busy.pid])
             first = everything.read(restart=True), without.read(restart=True)
-            time.sleep(1.5)
+            used_s = cpu_seconds(busy.pid)
+            time.sleep(1.0)
+            while cpu_seconds(busy.pid) < used_s + 0.5:
+                time.sleep(0.05)
             second = everything.read(), without.read()
         finally:
             busy.kill()
     assert "other_load" not in first[0]
-    assert second[0]["other_load"] - second[1]["other_load"] > 0.2
+    elapsed_s = (second[0]["time_ns"] - first[0]["time_ns"]) / 1e9
+    assert (second[0]["other_load"] - second[1]["other_load"]) * elapsed_s > 0.4
+
+
+def cpu_seconds(pid: int) -> float:
+    """By the scheduler's own count, which the agent does not use."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def test_a_pi_throttles_now_or_since_the_visit_began(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The state of a training after a whole epoch, in one file: all that is needed to go on, bit for bit."""
 
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from edgekit.recipe import ModelSpec, TrainSpec
 from edgekit.schema import encode
 
 FORMAT = 1
+DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile)
 STATE = "state.pt"
 
 
@@ -60,12 +62,15 @@ def read(folder: Path, wanted: dict[str, Any]) -> State | None:
     if not path.is_file():
         return None
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load would not notice a changed byte
+            if (bad := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {bad} is wrong")
         values = torch.load(path, map_location="cpu", weights_only=True)
         found = values.pop("format")
         if found != FORMAT:
             raise CheckpointError(f"{path} has format {found}; this edgekit reads format {FORMAT}: train anew")
         state = State(**values)
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
+    except (*DAMAGED, OSError) as error:
         # torch's own messages go on for paragraphs
         first = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
         raise CheckpointError(
