@@ -16,6 +16,7 @@ from edgekit.files import sha256_of
 from edgekit.measure import Measurement, Telemetry
 from edgekit.result import DeviceInfo
 
+ADDRESS, ABOUT = "fake://NAME", "made-up numbers without hardware, for documentation and tests; never ranked"
 NOTE = "fake device: made-up numbers"
 
 

@@ -17,6 +17,8 @@ from edgekit.device import BenchJob, Device, Outcome, Progress
 from edgekit.errors import DeviceError, UsageError
 from edgekit.result import DeviceInfo
 
+ADDRESS, ABOUT = "local", "this machine"
+
 
 def connect(address: str, rest: str) -> Device:
     """This machine. Raises UsageError when the address has more to it than ``local``."""

@@ -10,8 +10,7 @@ import numpy.typing as npt
 MIN_SAMPLES = 128  # fewer tell nothing about a p90
 P99_SAMPLES = 1_000
 MAX_DRIFT = 0.05
-# The range of five medians is 2.3 standard deviations wide: 5 % would call a noise of 2 % invalid.
-MAX_SPREAD = 0.10
+MAX_SPREAD = 0.05
 MAX_CLOCK_CHANGE = 0.10  # turbo clocks wander by some per cent all the time
 MAX_OTHER_LOAD = 0.25  # cores that other processes kept busy
 
@@ -56,7 +55,7 @@ class Latency:
     min_ms: float
     block_medians_ms: tuple[float, ...]
     drift: float  # median of the second half of the samples over that of the first, minus 1
-    spread: float  # (largest - smallest) block median over the median of all
+    spread: float  # how far a block median lies from the median of all, at most, as a share of it
 
 
 def latency(measurement: Measurement) -> Latency:
@@ -75,7 +74,7 @@ def latency(measurement: Measurement) -> Latency:
         min_ms=float(samples_ms.min()),
         block_medians_ms=medians,
         drift=_drift(samples_ms),
-        spread=(max(medians) - min(medians)) / p50,
+        spread=max(abs(median - p50) for median in medians) / p50,
     )
 
 
@@ -107,7 +106,7 @@ def judge(measurement: Measurement, telemetry: Sequence[Telemetry], notes: Seque
         if abs(found.drift) > MAX_DRIFT:
             reasons.append(f"drift of {100 * found.drift:+.0f} % between the halves of the run")
         if found.spread > MAX_SPREAD:
-            reasons.append(f"block medians spread over {100 * found.spread:.0f} %")
+            reasons.append(f"a block's median lies {100 * found.spread:.0f} % off")
     if any(point.throttled for point in telemetry):
         reasons.append("the device throttled")
     if len(governors := _told(telemetry, "governor")) > 1:

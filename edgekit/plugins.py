@@ -30,7 +30,7 @@ def names(kind: Kind) -> list[str]:
 def load(kind: Kind, name: str) -> ModuleType:
     """The module of a converter or a device. Raises UsageError for a name that does not exist."""
     path = folder(kind) / f"{name}.py"
-    if name.startswith("_") or not path.is_file():
+    if not name.isidentifier() or name.startswith("_") or not path.is_file():
         if name in _entry_points(kind):
             return importlib.import_module(_entry_points(kind)[name])
         raise unknown(kind.removesuffix("s"), name, names(kind))

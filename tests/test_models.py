@@ -1,5 +1,7 @@
 """Architectures equal their papers and torchvision's modules; names resolve or say why not."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +79,14 @@ def test_every_name_builds() -> None:
     assert models.names() == ["mobilenet_v2"]
     for name in models.names():
         assert models.build(ModelSpec(name=name), 7).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+
+
+def test_names_are_listed_and_checked_without_torch() -> None:
+    code = (
+        "import sys; from edgekit import models; from edgekit.recipe import ModelSpec; models.names(); "
+        "models.check(ModelSpec(name='mobilenet_v2')); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_an_unknown_name_lists_the_choices() -> None:

@@ -21,6 +21,7 @@ from edgekit.checkpoint import Checkpoint
 from edgekit.data import Dataset, Split, memory
 from edgekit.data.dataset import Memory
 from edgekit.errors import CheckpointError, DataError, TrainingError, UsageError
+from edgekit.models.normalize import Normalize
 from edgekit.preprocess import Preprocess
 from edgekit.recipe import AugmentSpec, DataSpec, ModelSpec, TrainSpec
 from edgekit.train import BEST, LAST, METRICS, STATE, accelerator, batches, loop, train
@@ -122,7 +123,7 @@ def test_what_a_training_leaves(whole: Path, dataset: Dataset) -> None:
     assert best.provenance["val_images_sha256"] == dataset.val.images_sha256
     # What is saved is what was validated.
     model = models.restore(last)
-    layer = models.normalize.Normalize(dataset.preprocess)
+    layer = Normalize(dataset.preprocess)
     with torch.inference_mode():
         found = model(layer(torch.from_numpy(dataset.val.read()).permute(0, 3, 1, 2))).argmax(1)
     assert float((found == torch.tensor(dataset.val.labels)).float().mean()) == pytest.approx(

@@ -1,16 +1,22 @@
-"""Architectures by name: built in, from torchvision or timm, or from a user's own file."""
+"""Architectures by name: built in, from torchvision or timm, or from a user's own file.
 
-import torch
-from torch import nn
+Importing this loads no torch: names are listed and checked without it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
 
 from edgekit import checkpoint as checkpoints
 from edgekit.checkpoint import Checkpoint
 from edgekit.errors import CheckpointError, UsageError, unknown
 from edgekit.models import foreign
-from edgekit.models.mobilenet_v2 import MobileNetV2
 from edgekit.recipe import ModelSpec
+from edgekit.requires import require
 
-BUILT_IN = {"mobilenet_v2": MobileNetV2}
+if TYPE_CHECKING:
+    from torch import nn
+
+BUILT_IN = {"mobilenet_v2": "MobileNetV2"}  # the module of that name, and the class in it
 
 
 def names() -> list[str]:
@@ -28,21 +34,25 @@ def check(spec: ModelSpec) -> None:
         foreign.check(spec.name)
 
 
-def build(spec: ModelSpec, classes: int) -> nn.Module:
+def build(spec: ModelSpec, classes: int) -> "nn.Module":
     """The model with random weights from torch's global generator: images (N, 3, H, W) to logits (N, classes).
 
     Raises UsageError for a name, an option or a file that cannot be used.
     """
     check(spec)
-    if spec.name in BUILT_IN:
-        return BUILT_IN[spec.name](
-            classes=classes, width=spec.width, stem_stride=spec.stem_stride, dropout=spec.dropout
-        )
-    return foreign.build(spec.name, classes)
+    require("torch", feature="Building a model", extra="train")
+    if spec.name not in BUILT_IN:
+        return foreign.build(spec.name, classes)
+    architecture = getattr(importlib.import_module(f"edgekit.models.{spec.name}"), BUILT_IN[spec.name])
+    model: nn.Module = architecture(
+        classes=classes, width=spec.width, stem_stride=spec.stem_stride, dropout=spec.dropout
+    )
+    return model
 
 
-def restore(checkpoint: Checkpoint) -> nn.Module:
+def restore(checkpoint: Checkpoint) -> "nn.Module":
     """The checkpoint's model with its weights, in evaluation mode, on the CPU. Raises CheckpointError."""
+    torch = require("torch", feature="Restoring a model", extra="train")
     weights = checkpoints.read_weights(checkpoint)
     with torch.random.fork_rng(devices=[]):  # the weights that building draws are thrown away
         model = build(checkpoint.model, len(checkpoint.classes))

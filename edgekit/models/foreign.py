@@ -5,12 +5,13 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.errors import MissingDependency, UsageError, unknown
 from edgekit.requires import require
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Kind = Literal["torchvision", "timm", "file"]
 
@@ -35,8 +36,10 @@ def check(name: str) -> None:
             _file(name)
 
 
-def build(name: str, classes: int) -> nn.Module:
+def build(name: str, classes: int) -> "nn.Module":
     """The model with random weights. Raises UsageError when a user's factory gives no module."""
+    from torch import nn
+
     match kind(name):
         case "torchvision":
             models, short = _torchvision(name)

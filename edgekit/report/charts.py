@@ -55,7 +55,7 @@ def figures(row: Row) -> list[tuple[str, str]]:
     return [
         ("Latency", f"{figure(found.p50_ms)} ms (p90 {figure(found.p90_ms)}{p99}, min {figure(found.min_ms)})"),
         ("Speed", "" if row.is_reference else typeset(row.speed_words)),
-        ("Blocks", f"{len(found.block_medians_ms)}, medians spread over {100 * found.spread:.1f} %"),
+        ("Blocks", f"{len(found.block_medians_ms)}, medians at most {100 * found.spread:.1f} % off"),
         ("Top-1", f"{units.percent(top1.share)} ({100 * top1.low:.1f}–{100 * top1.high:.1f})" if top1 else ""),
         ("Change", "" if row.is_reference else typeset(row.accuracy_words) if row.paired else row.accuracy_words),
         ("Flips", f"{row.paired.flips} of {row.paired.count} images" if row.paired else ""),

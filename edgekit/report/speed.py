@@ -9,11 +9,11 @@ What two processes of the *same* file would differ by (memory layout) is not in 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import atan, cos, pi, sin, sqrt
 
 import numpy as np
 
 from edgekit.result import Result
+from edgekit.stats import t_interval
 
 MIN_BLOCKS = 3  # of two blocks the t-interval (1 degree of freedom) says nothing
 LEVEL = 0.05
@@ -60,37 +60,6 @@ def speed(reference: Result, other: Result) -> Speed:
 def ratio_of_pairs(first: Sequence[float], second: Sequence[float]) -> Speed:
     """The geometric mean of *second* / *first*, pair by pair, its 95 % t-interval on the logs and p-value."""
     logs = np.log(np.asarray(second, np.float64) / np.asarray(first, np.float64))
-    count, mean = len(logs), float(logs.mean())
-    error = float(logs.std(ddof=1) / np.sqrt(count))
-    if error > 0:
-        p_value = outside_t(abs(mean) / error, count - 1)
-        reach = critical_t(count - 1) * error
-    else:  # a clock coarser than the differences: every block gave the same
-        p_value, reach = (1.0 if mean == 0 else 0.0), 0.0
-    low, ratio, high = (float(np.exp(mean + side * reach)) for side in (-1, 0, 1))
-    return Speed(ratio=ratio, low=low, high=high, p_value=p_value, blocks=count)
-
-
-def outside_t(t: float, freedom: int) -> float:
-    """P(|T| > t) of Student's t for a whole number of degrees of freedom.
-
-    The finite sums of Abramowitz and Stegun 26.7.3 and 26.7.4: exact, and a board needs no SciPy for them.
-    """
-    angle = atan(t / sqrt(freedom))
-    odd = freedom % 2
-    term = cos(angle) if odd else 1.0
-    total = 0.0
-    for k in range(2 if odd else 1, freedom, 2):
-        total += term
-        term *= k / (k + 1) * cos(angle) ** 2
-    inside = 2 / pi * (angle + sin(angle) * total) if odd else sin(angle) * total
-    return max(0.0, 1 - inside)
-
-
-def critical_t(freedom: int) -> float:
-    """The t that |T| exceeds with a probability of LEVEL, by bisection: 2.776 for 4 degrees of freedom."""
-    low, high = 0.0, 100.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if outside_t(middle, freedom) > LEVEL else (low, middle)
-    return high
+    low, high, p_value = t_interval(logs.tolist())
+    low, ratio, high = (float(np.exp(end)) for end in (low, logs.mean(), high))
+    return Speed(ratio=ratio, low=low, high=high, p_value=p_value, blocks=len(logs))
