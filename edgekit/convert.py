@@ -63,6 +63,9 @@ class Converter(Protocol):
 
 
 def converter(target: str) -> Converter:
+    """The converter of a target. Raises UsageError for an unknown one."""
+    if target not in plugins.names("converters"):
+        raise unknown("target", target, plugins.names("converters"))
     module: Converter = plugins.load("converters", target)
     return module
 

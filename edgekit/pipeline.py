@@ -16,7 +16,7 @@ from edgekit.bench import Images, bench
 from edgekit.checkpoint import Checkpoint
 from edgekit.data import Dataset, Split
 from edgekit.device import Device, Progress, open_device
-from edgekit.errors import UsageError, unknown
+from edgekit.errors import ArtifactError, UsageError, unknown
 from edgekit.preprocess import Pixels, Preprocess
 from edgekit.recipe import BenchSpec, Recipe, Variant
 from edgekit.report import Comparison
@@ -80,17 +80,28 @@ class Pipeline:
         done = self.run.is_done("train", self._train_key)
         return done and (self.run.checkpoint / checkpoint.DESCRIPTION).is_file()
 
-    def train(self) -> Checkpoint:
-        if self.trained():
-            found = checkpoint.read(self.run.checkpoint)
-            self.listener.say(f"train: done already, {_accuracy(found)}")
-            return found
+    def guard(self, force: Sequence[str], *, may_resume: bool) -> None:
+        """Raises UsageError where going on would replace a training that the user did not ask to replace."""
+        self.run.check(self.source)
+        if "train" in force or self.trained():
+            return
         state = self.run.state()
         if state is not None and "train" in state.done:
             raise UsageError(
                 f"{self.run.folder} was trained with other settings or other data: --force train trains again and "
                 "replaces it; --out gives this run a folder of its own"
             )
+        if not may_resume and (self.run.folder / "train").exists():
+            raise UsageError(
+                f"{self.run.folder} holds a training that was cut off: --resume goes on with it, --force trains "
+                "anew, --out gives this one a folder of its own"
+            )
+
+    def train(self) -> Checkpoint:
+        if self.trained():
+            found = checkpoint.read(self.run.checkpoint)
+            self.listener.say(f"train: done already, {_accuracy(found)}")
+            return found
         from edgekit.train import train
 
         resume = (self.run.folder / "train").exists()
@@ -112,8 +123,14 @@ class Pipeline:
             return False
         from edgekit.convert import converter
 
-        path = self.run.artifacts / f"{variant.name}{converter(variant.target).suffix}"
-        return self.run.is_done(f"convert/{variant.name}", self._convert_key(variant)) and path.exists()
+        if not self.run.is_done(f"convert/{variant.name}", self._convert_key(variant)):
+            return False
+        try:
+            artifacts.read(self.run.artifacts / f"{variant.name}{converter(variant.target).suffix}")
+        except ArtifactError as error:
+            self.listener.say(f"convert: {error}")
+            return False
+        return True
 
     def convert(self) -> list[Artifact]:
         from edgekit.convert import convert, converter
@@ -168,7 +185,8 @@ class Pipeline:
             ]
         )
         out = self.run.results(address)
-        if self.run.is_done(f"bench/{address}", key) and any(out.glob("*.json")):
+        measured = all(any(out.glob(f"{artifact.name}*.json")) for artifact in able)
+        if measured and self.run.is_done(f"bench/{address}", key):
             self.listener.say(f"bench: {address} done already")
             return
         if not able:
@@ -228,16 +246,12 @@ def run(
     pipeline = Pipeline(folder, followed, source, listener)
     pipeline.check(stages, addresses)
     with folder.locked():
+        pipeline.guard(force, may_resume=may_resume)
         folder.begin(name, source, text)
         for stage in force:
             folder.forget(stage)
             if stage == "train":
                 files.remove(folder.folder / "train")
-        if not may_resume and not pipeline.trained() and (folder.folder / "train").exists():
-            raise UsageError(
-                f"{folder.folder} holds a training that was cut off: --resume goes on with it, --force train "
-                "starts again, --out gives this one a folder of its own"
-            )
         pipeline.train()
         if until == "train":
             return folder, None

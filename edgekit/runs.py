@@ -74,18 +74,20 @@ class Run:
     def recipe(self) -> Recipe:
         return recipe.load(str(self.folder / RECIPE))
 
-    def begin(self, name: str, source: str, recipe_text: str) -> None:
-        """Make the folder, or go on with it. Raises UsageError when it holds something else."""
+    def check(self, source: str) -> None:
+        """Raises UsageError when the folder holds something else than a run on that data."""
         state = self.state()
-        if state is None:
-            if self.folder.exists() and (not self.folder.is_dir() or any(_visible(self.folder))):
-                raise UsageError(f"{self.folder} exists and is no run of edgekit: give another --out")
-            state = State(name=name, source=source)
-        elif state.source != source:
+        if state is None and self.folder.exists() and (not self.folder.is_dir() or any(_visible(self.folder))):
+            raise UsageError(f"{self.folder} exists and is no run of edgekit: give another --out")
+        if state is not None and state.source != source:
             raise UsageError(
                 f"{self.folder} is a run on the data {state.source}, not {source}: give another --out, "
                 "or the same --data"
             )
+
+    def begin(self, name: str, source: str, recipe_text: str) -> None:
+        """Make the folder, or go on with it under a recipe that may have changed."""
+        state = self.state() or State(name=name, source=source)
         files.write_text(self.folder / RECIPE, recipe_text)
         self._write(replace(state, name=name))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from edgekit import __version__
 
 COMMANDS = {
-    "run": "the whole flow of a recipe: train, convert, bench, compare; finished stages are skipped",
+    "run": "the whole flow: train, convert, bench, compare; finished stages are skipped",
     "train": "train a recipe's model, or a model by name, on a folder of images",
     "convert": "turn a trained model into TFLite, Core ML or ONNX files, checked for parity",
     "bench": "measure files on a device: latency with a verdict, accuracy on real images",
@@ -29,17 +29,17 @@ usage: edgekit COMMAND ...
 {rows}
 
 examples:
-  edgekit run quickstart                       train, convert, measure and compare a small model here
-  edgekit run quickstart --data photos         the same with your folder of class folders
+  edgekit run quickstart                    train, convert, measure and compare a small model
+  edgekit run quickstart --data photos      the same with your folder of class folders
   edgekit convert runs/quickstart --target tflite --quantize all
   edgekit bench model.tflite --data photos
-  edgekit COMMAND --help                       options and examples of a command
+  edgekit COMMAND --help                    options and examples of a command
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 for a failure, 2 for wrong usage, 130 when interrupted."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = [*(sys.argv[1:] if arguments is None else arguments)]  # the command `list` hides the builtin here
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview(), end="")
         return 0
