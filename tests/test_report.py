@@ -279,13 +279,20 @@ def test_an_invalid_run_is_shown_but_not_ranked_unless_allowed() -> None:
     assert allowed.rows[1].speed_words.endswith("; the run is invalid")
 
 
-def test_no_speed_is_claimed_against_an_invalid_reference() -> None:
+def test_nothing_is_picked_against_an_invalid_reference() -> None:
+    """The one valid file may well be the slowest."""
     results = [result(seed=1, notes=("throttled",)), result("tflite", "int8", 0.1, seed=2)]
     group = only(compare(results))
     assert group.rows[1].speed_words == "no claim: the reference's run is invalid"
-    assert group.choice.pick == "tflite-int8"
-    assert "faster" not in group.choice.conclusion
-    assert "no ratio: the reference's run is invalid" in group.choice.conclusion
+    assert group.choice.pick == ""
+    assert "the run of the reference tflite-fp32 is invalid" in group.choice.conclusion
+
+
+def test_a_file_that_looked_faster_in_an_invalid_run_is_named() -> None:
+    results = [result(seed=1), result("tflite", "int8", 0.1, seed=2, notes=("throttled",))]
+    choice = only(compare(results)).choice
+    assert choice.pick == "tflite-fp32"
+    assert "In invalid runs tflite-int8 looked faster: measure again" in choice.conclusion
 
 
 def test_when_every_run_is_invalid_there_is_no_choice_and_a_way_out() -> None:

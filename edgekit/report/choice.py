@@ -87,21 +87,31 @@ def loses(row: Row) -> bool:
 def _pick(rows: Sequence[Row], ranked: Sequence[Row], *, allow_invalid: bool) -> tuple[str, str]:
     reference = next((row for row in rows if row.is_reference), None)
     candidates = [row for row in ranked if not loses(row)]
-    if not candidates or reference is None:
+    doubtful = reference is not None and bool(reference.reasons) and not allow_invalid
+    if not candidates or reference is None or doubtful:
         return "", _no_choice(rows, ranked, reference, allow_invalid=allow_invalid)
     fastest = min(candidates, key=lambda row: row.p50_ms)
     chosen = min((row for row in candidates if _ties(fastest, row)), key=lambda row: row.artifact.size_bytes)
+    caution = _caution(rows, chosen)
     if chosen.is_reference:
         if len(ranked) == 1:
-            return chosen.name, "it is the only run that can be ranked"
+            return chosen.name, f"it is the only run that can be ranked{caution}"
         return (
             chosen.name,
-            "no other ranked file is faster, or as fast and smaller, without losing accuracy",
+            f"no other ranked file is faster, or as fast and smaller, without losing accuracy{caution}",
         )
-    clauses = [_speed_reason(reference, chosen, allow_invalid=allow_invalid)]
+    clauses = [_speed_reason(chosen)]
     if chosen.size_ratio is not None:
         clauses.append(size_words(chosen.size_ratio))
-    return chosen.name, f"against {reference.name}, {', '.join(clauses)}, {_accuracy_reason(chosen)}"
+    return chosen.name, f"against {reference.name}, {', '.join(clauses)}, {_accuracy_reason(chosen)}{caution}"
+
+
+def _caution(rows: Sequence[Row], chosen: Row) -> str:
+    """Names what looked faster than the pick in a run that does not count."""
+    faster = [
+        row.name for row in rows if row.left_out and row.reasons and row.latency and row.p50_ms < chosen.p50_ms
+    ]
+    return f". In invalid runs {', '.join(faster)} looked faster: measure again to be sure" if faster else ""
 
 
 def _ties(fastest: Row, other: Row) -> bool:
@@ -117,11 +127,7 @@ def _ties(fastest: Row, other: Row) -> bool:
     return near and not speed(fastest.result, other.result).real
 
 
-def _speed_reason(reference: Row, chosen: Row, *, allow_invalid: bool) -> str:
-    if reference.reasons and not allow_invalid:
-        return (
-            f"the fastest of the ranked at {figure(chosen.p50_ms)} ms (no ratio: the reference's run is invalid)"
-        )
+def _speed_reason(chosen: Row) -> str:
     return (
         speed_words(chosen.speed) if chosen.speed else f"the fastest of the ranked at {figure(chosen.p50_ms)} ms"
     )
@@ -146,6 +152,11 @@ def _no_choice(rows: Sequence[Row], ranked: Sequence[Row], reference: Row | None
         return (
             f"no choice can be made: {what}. Close other programs and run again, or rank the runs as they are "
             "with --allow-invalid"
+        )
+    if reference is not None and reference.reasons and not allow_invalid:
+        return (
+            f"no choice can be made: the run of the reference {reference.name} is invalid, so nothing can be said "
+            "to be faster. Close other programs and run again, or rank the runs as they are with --allow-invalid"
         )
     if reference is None:
         return "no choice can be made: the reference was not measured on this device with these threads"
