@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from edgekit import mil
+from edgekit import files
 from edgekit.artifact import Artifact, TensorSpec
-from edgekit.convert import Conversion, Inspection
-from edgekit.errors import ArtifactError, ConversionError
+from edgekit.convert import Conversion, Inspection, converting, labels_in
+from edgekit.errors import ArtifactError
 from edgekit.preprocess import Pixels
 from edgekit.quiet import quiet
 from edgekit.recipe import Variant
@@ -23,6 +22,8 @@ from edgekit.requires import require
 from edgekit.schema import encode
 
 if TYPE_CHECKING:
+    import torch
+
     from edgekit.export import ExportSource, Logits
 
 target = "coreml"
@@ -41,27 +42,26 @@ def check() -> None:
 
 
 def convert(source: "ExportSource", variant: Variant, out: Path) -> Conversion:
-    with quiet():
+    with quiet(), converting("coremltools"):
         ct = require("coremltools", feature="Converting to coreml", extra=extra)
         program = source.once("coreml program", lambda: _export(source))
         precision = ct.precision.FLOAT16 if variant.precision == "fp16" else ct.precision.FLOAT32
         shape = (1, 3, source.preprocess.height, source.preprocess.width)
-        try:
-            model = ct.convert(
-                program,
-                convert_to="mlprogram",
-                inputs=[ct.ImageType(name="image", shape=shape, color_layout=ct.colorlayout.RGB)],
-                classifier_config=ct.ClassifierConfig(list(source.labels)),
-                compute_precision=precision,
-                minimum_deployment_target=ct.target.iOS15,
-                skip_model_load=True,
-            )
-        except (NotImplementedError, ValueError, RuntimeError) as error:
-            raise ConversionError(f"coremltools cannot convert this model: {error}") from error
+        model = ct.convert(
+            program,
+            convert_to="mlprogram",
+            inputs=[ct.ImageType(name="image", shape=shape, color_layout=ct.colorlayout.RGB)],
+            classifier_config=ct.ClassifierConfig(list(source.labels)),
+            compute_precision=precision,
+            minimum_deployment_target=ct.target.iOS15,
+            skip_model_load=True,
+        )
         model.short_description = f"Image classifier of {len(source.labels)} classes, made by edgekit"
         model.user_defined_metadata["preprocess"] = json.dumps(encode(source.preprocess))
         model.user_defined_metadata["labels"] = json.dumps(source.labels, ensure_ascii=False)
         model.save(str(out))
+        # For debugging coremltools itself: no part of the package, but a tenth of its size.
+        files.remove(out / "executorch_debug_handle_mapping.json")
     return Conversion(
         input=TensorSpec(name="image", shape=shape, dtype="image"),
         output=TensorSpec(name="classLabel_probs", shape=(1, len(source.labels)), dtype="dictionary"),
@@ -70,38 +70,34 @@ def convert(source: "ExportSource", variant: Variant, out: Path) -> Conversion:
     )
 
 
-class _Probabilities(torch.nn.Module):
-    def __init__(self, classifier: torch.nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
+def _export(source: "ExportSource") -> "torch.export.ExportedProgram":
+    import torch
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return torch.softmax(self.classifier(image), dim=1)
-
-
-def _export(source: "ExportSource") -> torch.export.ExportedProgram:
-    model = _Probabilities(source.model).eval()
+    model = torch.nn.Sequential(source.model, torch.nn.Softmax(dim=1)).eval()
     program = torch.export.export(model, (source.example_NCHW(),))
     decomposed: torch.export.ExportedProgram = program.run_decompositions({})
     return decomposed
 
 
-@torch.no_grad()
 def predict(artifact: Artifact, pixels_NHWC: Pixels) -> "Logits":
+    import torch
+
+    from edgekit import mil
+
     function = mil.load(artifact.path)
     images = torch.from_numpy(np.array(pixels_NHWC)).permute(0, 3, 1, 2).float()
-    return torch.cat([mil.logits(function, images[i : i + 1]) for i in range(len(images))]).numpy()
+    with torch.no_grad():
+        return torch.cat([mil.logits(function, images[i : i + 1]) for i in range(len(images))]).numpy()
 
 
 def inspect(path: Path) -> Inspection:
-    function = mil.load(path)
-    ct = require("coremltools", feature="Reading coreml files", extra=extra)
-    with quiet():
-        description = ct.models.MLModel(str(path), skip_model_load=True).get_spec().description
+    from edgekit import mil
+
+    description, function = mil.describe(path), mil.load(path)
     if not description.input or description.input[0].type.WhichOneof("Type") != "imageType":
         raise ArtifactError(f"{path} does not take an image; edgekit reads image classifiers")
     image, metadata = description.input[0], dict(description.metadata.userDefined)
-    labels = tuple(json.loads(metadata.get("labels", "[]")))
+    labels = mil.labels(function) or labels_in(metadata)
     weights: Counter[str] = Counter()
     for operation in function.operations:
         if operation.op_type == "const" and isinstance(value := operation.outputs[0].val, np.ndarray | np.generic):

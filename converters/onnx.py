@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.artifact import Artifact, TensorSpec
-from edgekit.convert import Conversion, Inspection
-from edgekit.errors import ArtifactError, ConversionError
+from edgekit.convert import Conversion, Inspection, converting, labels_in
+from edgekit.errors import ArtifactError
 from edgekit.preprocess import Pixels
 from edgekit.recipe import Variant
 from edgekit.requires import require
@@ -47,19 +47,16 @@ def convert(source: "ExportSource", variant: Variant, out: Path) -> Conversion:
             return logits
 
     example = torch.zeros(source.shape_NHWC, dtype=torch.uint8)
-    try:
-        with quiet():
-            program = torch.onnx.export(
-                Nhwc().eval(),
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=["pixels"],
-                output_names=["logits"],
-                verbose=False,
-            )
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise ConversionError(f"torch.onnx cannot export this model: {error}") from error
+    with quiet(), converting("torch.onnx"):
+        program = torch.onnx.export(
+            Nhwc().eval(),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["pixels"],
+            output_names=["logits"],
+            verbose=False,
+        )
     assert program is not None
     model = program.model_proto
     onnx.helper.set_model_props(
@@ -87,28 +84,36 @@ def inspect(path: Path) -> Inspection:
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(str(path))
+        model = onnx.load(str(path), load_external_data=False)
     except (DecodeError, OSError) as error:
         raise ArtifactError(f"{path} is not an ONNX model: {error}") from error
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise ArtifactError(
+            f"{path} keeps its weights in other files: save it whole (onnx.save of what onnx.load gives)"
+        )
     weights: Counter[str] = Counter()
     for tensor in model.graph.initializer:
         kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         weights[str(kind)] += int(np.prod(tensor.dims)) * kind.itemsize
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
+    if not inputs or not model.graph.output:
+        raise ArtifactError(f"{path} is not an ONNX model: it has no input or no output")
     metadata = {item.key: item.value for item in model.metadata_props}
     return Inspection(
         input=_spec(onnx, inputs[0]),
         output=_spec(onnx, model.graph.output[0]),
         operators=tuple(Counter(node.op_type for node in model.graph.node).most_common()),
         weights=tuple(weights.most_common()),
-        labels=tuple(json.loads(metadata.get("labels", "[]"))),
+        labels=labels_in(metadata),
         metadata=metadata,
     )
 
 
 def _spec(onnx: Any, value: Any) -> TensorSpec:
     tensor = value.type.tensor_type
-    shape = tuple(dim.dim_value or 1 for dim in tensor.shape.dim)  # a symbolic batch runs as 1
+    shape = tuple(
+        dim.dim_value or int(axis == 0) for axis, dim in enumerate(tensor.shape.dim)
+    )  # a free batch is 1
     dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
     return TensorSpec(name=value.name, shape=shape, dtype=dtype)

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgekit import flatbuffer
 from edgekit.artifact import Artifact
-from edgekit.convert import Conversion, Inspection
+from edgekit.convert import Conversion, Inspection, converting
 from edgekit.errors import UsageError
 from edgekit.preprocess import Pixels
 from edgekit.recipe import Variant
@@ -46,12 +46,13 @@ def convert(source: "ExportSource", variant: Variant, out: Path) -> Conversion:
     from edgekit.quiet import quiet
 
     images = _calibration_images(source, variant) if variant.precision == "int8" else None
+    embedded = {"labels": source.labels, "preprocess": encode(source.preprocess)}
     with quiet():
-        lowered = source.once("tflite float", lambda: _lower(source))
-        content = _quantize(lowered, variant, images)
-        embedded = {"labels": source.labels, "preprocess": encode(source.preprocess)}
-        content = _finish(content, json.dumps(embedded))
-    out.write_bytes(content)
+        with converting("litert-torch"):
+            lowered = source.once("tflite float", lambda: _lower(source))
+        with converting("ai-edge-quantizer"):
+            content = _quantize(lowered, variant, images)
+    out.write_bytes(_finish(content, json.dumps(embedded)))
     found = inspect(out)
     tools = ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")
     return Conversion(

@@ -81,7 +81,7 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        return self.file.partition(".")[0]
+        return Path(self.file).stem
 
 
 def sidecar(path: Path) -> Path:

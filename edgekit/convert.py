@@ -1,6 +1,9 @@
 """The convert stage: a model becomes files, each checked against the model on real images."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -10,10 +13,11 @@ import numpy as np
 from edgekit import __version__, files, plugins
 from edgekit import artifact as artifacts
 from edgekit.artifact import Artifact, Calibration, TensorSpec
-from edgekit.errors import ArtifactError, ConversionError, UsageError, unknown
+from edgekit.errors import ArtifactError, ConversionError, EdgekitError, UsageError, unknown
 from edgekit.parity import parity
 from edgekit.preprocess import Pixels, Preprocess
 from edgekit.recipe import Variant
+from edgekit.schema import encode
 
 if TYPE_CHECKING:
     from edgekit.export import ExportSource, Logits
@@ -60,6 +64,21 @@ class Converter(Protocol):
         ...
 
     def inspect(self, path: Path) -> Inspection: ...
+
+
+@contextmanager
+def converting(tool: str) -> Iterator[None]:
+    """Inside it whatever *tool* raises becomes a ConversionError of one line; the traceback stays as the cause."""
+    try:
+        yield
+    except (EdgekitError, OSError):  # a full disk is no fault of the model
+        raise
+    except Exception as error:
+        root: BaseException = error
+        while root.__cause__ is not None:  # exporters wrap theirs in pages of advice
+            root = root.__cause__
+        line = (str(root).strip().splitlines() or [""])[0]
+        raise ConversionError(f"{tool} cannot convert this model: {type(root).__name__}: {line}") from error
 
 
 def converter(target: str) -> Converter:
@@ -109,10 +128,10 @@ def convert(
 def _convert_one(source: "ExportSource", variant: Variant, images_NHWC: Pixels, out: Path) -> Artifact:
     target = converter(variant.target)
     path = out / f"{variant.name}{target.suffix}"
-    reference = source.once("reference logits", lambda: source.logits(images_NHWC))
-    # The old sidecar goes first: a file is never beside the description of another one.
-    files.remove(artifacts.sidecar(path))
-    with files.replacing(path) as temporary:
+    beside = artifacts.sidecar(path)
+    images_sha256 = hashlib.sha256(np.ascontiguousarray(images_NHWC)).hexdigest()
+    reference = source.once(f"reference logits {images_sha256}", lambda: source.logits(images_NHWC))
+    with files.replacing(beside) as description, files.replacing(path) as temporary:
         conversion = target.convert(source, variant, temporary)
         artifact = Artifact(
             file=path.name,
@@ -134,9 +153,20 @@ def _convert_one(source: "ExportSource", variant: Variant, images_NHWC: Pixels, 
             measured = parity(reference, target.predict(artifact, images_NHWC))
         except ValueError as error:
             raise ConversionError(f"{variant.name} is broken: {error}") from error
-    artifact = replace(artifact, parity=measured, path=path)
-    artifacts.write_sidecar(artifact)
+        artifact = replace(artifact, parity=measured, path=path)
+        files.write_json(description, encode(artifact))
+        # An older file and its sidecar stand until here. The sidecar goes first: none describes another file.
+        files.remove(beside)
     return artifact
+
+
+def labels_in(metadata: dict[str, str]) -> tuple[str, ...]:
+    """The class names that edgekit embedded as JSON; none where the entry is another tool's."""
+    try:
+        names = json.loads(metadata.get("labels", "[]"))
+    except json.JSONDecodeError:
+        return ()
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 
 def noise(shape_HWC: tuple[int, int, int], count: int, seed: int = 0) -> Pixels:
@@ -150,20 +180,24 @@ def noise(shape_HWC: tuple[int, int, int], count: int, seed: int = 0) -> Pixels:
 def foreign(path: Path, preprocess: Callable[[int, int], Preprocess], labels: tuple[str, ...]) -> Artifact:
     """A model file of another tool as an artifact; *preprocess* is called with the file's height and width.
 
-    It takes raw pixels where its input is plain uint8 (or uint8 with scale 1), else normalized values. Raises
-    UsageError or ArtifactError for a file that is no image classifier.
+    It takes raw pixels where its input is an image or plain uint8 (or uint8 with scale 1), else normalized
+    values. Raises UsageError or ArtifactError for a file that is no image classifier.
     """
     if not path.exists():
         raise ArtifactError(f"no such file: {path}")
     target = for_file(path)
     found = target.inspect(path)
-    shape, outputs = found.input.shape, found.output.shape[-1] if found.output.shape else 0
+    shape, outputs = found.input.shape, (found.output.shape or (0,))[-1]
     if len(shape) != 4 or 3 not in (shape[1], shape[3]):
         raise ArtifactError(f"{path} takes {shape}; an image classifier takes (1, height, width, 3)")
     height, width = shape[1:3] if shape[3] == 3 else shape[2:4]
+    if min(height, width) < 1:
+        raise ArtifactError(f"{path} takes pictures of any size: fix its height and width before it is measured")
+    if outputs < 2:
+        raise ArtifactError(f"{path} gives {found.output.shape}; an image classifier gives scores (1, classes)")
     if labels and len(labels) != outputs:
         raise UsageError(f"{path} gives {outputs} scores, but there are {len(labels)} labels")
-    raw = found.input.dtype == "uint8" and found.input.scale in (None, 1.0)
+    raw = found.input.dtype == "image" or (found.input.dtype == "uint8" and found.input.scale in (None, 1.0))
     return Artifact(
         file=path.name,
         target=target.target,

@@ -22,16 +22,26 @@ def replacing(path: Path) -> Iterator[Path]:
     remove(temporary)
     try:
         yield temporary
-        if path.is_dir():  # a folder cannot be renamed over a full one
-            old = path.with_name(f".{path.stem}.{os.getpid()}.old{path.suffix}")
-            os.rename(path, old)
-            os.rename(temporary, path)
-            remove(old)
+        if path.is_dir():
+            _replace_folder(path, temporary)
         else:
             os.replace(temporary, path)
     except BaseException:
         remove(temporary)
         raise
+
+
+def _replace_folder(path: Path, new: Path) -> None:
+    """Put *new* in the place of a folder, which no single renaming can do; the old one comes back on failure."""
+    old = path.with_name(f".{path.stem}.{os.getpid()}.old{path.suffix}")
+    remove(old)
+    os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        os.rename(old, path)
+        raise
+    remove(old)
 
 
 def remove(path: Path) -> None:

@@ -26,19 +26,28 @@ def unpack(content: bytes) -> Any:
         raise ArtifactError("not a TFLite model: it lacks the identifier TFL3")
     try:
         model = schema().ModelT.InitFromPackedBuf(content, 0)
+        for buffer in model.buffers:  # some writers put weights behind the flatbuffer; a plain unpack loses them
+            if (buffer.offset or 0) > 1:
+                buffer.data = np.frombuffer(content, np.uint8, count=buffer.size, offset=buffer.offset)
+                buffer.offset = buffer.size = 0
     except (struct.error, IndexError, ValueError, TypeError, OverflowError) as error:  # offsets lead nowhere
         raise ArtifactError(f"a damaged TFLite model: {error}") from error
-    for buffer in model.buffers:  # some writers put weights behind the flatbuffer; a plain unpack loses them
-        if (buffer.offset or 0) > 1:
-            buffer.data = np.frombuffer(content, np.uint8, count=buffer.size, offset=buffer.offset)
-            buffer.offset = buffer.size = 0
+    if not model.subgraphs or not len(model.subgraphs[0].inputs) or not len(model.subgraphs[0].outputs):
+        raise ArtifactError("a TFLite model without an input or an output")
     return model
 
 
 def pack(model: Any) -> bytes:
     import flatbuffers
 
-    builder = flatbuffers.Builder(1 << 20)
+    class Aligned(flatbuffers.Builder):  # type: ignore[misc]
+        """Puts vectors of bytes, such as weights, at multiples of 16, as TFLite's schema demands."""
+
+        def StartVector(self, element: int, count: int, alignment: int) -> int:
+            at: int = super().StartVector(element, count, 16 if element == 1 else alignment)
+            return at
+
+    builder = Aligned(1 << 20)
     builder.Finish(model.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())
 
@@ -97,7 +106,10 @@ def embedded(model: Any) -> dict[str, Any]:
     """What `embed` put into the file, or an empty dict."""
     for entry in model.metadata or []:
         if text(entry.name) == METADATA:
-            value: dict[str, Any] = json.loads(bytes(model.buffers[entry.buffer].data))
+            try:
+                value: dict[str, Any] = json.loads(bytes(model.buffers[entry.buffer].data))
+            except (ValueError, LookupError, TypeError) as error:
+                raise ArtifactError(f"a damaged TFLite model: its metadata is no JSON: {error}") from error
             return value
     return {}
 
@@ -134,9 +146,12 @@ def _spec(tensor: Any) -> TensorSpec:
     scale = zero_point = None
     if quantization is not None and quantization.scale is not None and len(quantization.scale):
         scale, zero_point = float(quantization.scale[0]), int(quantization.zeroPoint[0])
+    shape = [int(side) for side in tensor.shape]
+    if tensor.shapeSignature is not None:  # the file was made for any size where this says -1
+        shape[1:] = [max(0, int(side)) for side in tensor.shapeSignature][1:]
     return TensorSpec(
         name=text(tensor.name),
-        shape=tuple(int(side) for side in tensor.shape),
+        shape=tuple(shape),
         dtype=_type_name(tensor.type),
         scale=scale,
         zero_point=zero_point,

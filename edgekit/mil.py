@@ -5,7 +5,8 @@ the program back from the file, weights from its blob, and rounds to fp16 wherev
 logits count; its speed says nothing. Operators as defined in coremltools's MIL documentation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,43 @@ _WIDE = torch.float32  # fp16 values are computed in fp32 and rounded, as kernel
 
 def load(path: Path) -> Any:
     """The main function of the package's program. Raises ArtifactError for anything that is not one."""
-    ct = require("coremltools", feature="Reading coreml files", extra="coreml")
-    with quiet():
+    with _reading(path) as ct:
         from coremltools.converters.mil.frontend.milproto.load import load as load_program
 
-        try:
-            model = ct.models.MLModel(str(path), skip_model_load=True)
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
-            raise ArtifactError(f"{path} is not a Core ML package: {error}") from error
+        model = ct.models.MLModel(str(path), skip_model_load=True)
         spec = model.get_spec()
         if spec.WhichOneof("Type") != "mlProgram":
             raise ArtifactError(f"{path} holds a {spec.WhichOneof('Type')}; only ML programs are supported")
         return load_program(spec, spec.specificationVersion, model.weights_dir).functions["main"]
+
+
+def describe(path: Path) -> Any:
+    """The package's description: inputs, outputs, metadata. Raises ArtifactError for anything that has none."""
+    with _reading(path) as ct:
+        return ct.models.MLModel(str(path), skip_model_load=True).get_spec().description
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """Gives coremltools. It reports damaged packages by many kinds of errors."""
+    with quiet():
+        ct = require("coremltools", feature="Reading coreml files", extra="coreml")
+        from google.protobuf.message import DecodeError
+
+        try:
+            yield ct
+        except (OSError, RuntimeError, ValueError, TypeError, LookupError, DecodeError) as error:
+            raise ArtifactError(f"{path} is not a sound Core ML package: {error}") from error
+
+
+def labels(function: Any) -> tuple[str, ...]:
+    """The class names in a classifier's program; none in another."""
+    return tuple(
+        str(label)
+        for operation in function.operations
+        if operation.op_type == "classify"
+        for label in operation.inputs["classes"].val
+    )
 
 
 def operators(function: Any) -> list[str]:
@@ -46,29 +72,33 @@ def operators(function: Any) -> list[str]:
 def logits(function: Any, pixels_NCHW: Tensor) -> Tensor:
     """What goes into the program's final softmax, or its output without one: (N, K), N = 1."""
     values: dict[str, Any] = {next(iter(function.inputs)): pixels_NCHW}
+    wanted = _scores(function)
     for operation in function.operations:
+        if wanted.name in values:
+            break
         if operation.op_type == "const":
             continue
-        if operation.op_type == "softmax":
-            return _tensor(values, operation.inputs["x"])
         run = _OPERATORS.get(operation.op_type)
         if run is None:
             raise ConversionError(f"the reference does not know the Core ML operator {operation.op_type!r}")
-        result = run(*_arguments(values, operation))
+        result = run({name: _value(values, variable) for name, variable in operation.inputs.items()})
         for output, tensor in zip(
             operation.outputs, result if isinstance(result, tuple) else (result,), strict=True
         ):
             values[output.name] = tensor.to(_dtype(output))
-    return _tensor(values, function.outputs[0])
-
-
-def _tensor(values: dict[str, Any], variable: Any) -> Tensor:
-    found: Tensor = _value(values, variable)
+    found: Tensor = _value(values, wanted)
     return found.float()
 
 
-def _arguments(values: dict[str, Any], operation: Any) -> tuple[dict[str, Any]]:
-    return ({name: _value(values, variable) for name, variable in operation.inputs.items()},)
+def _scores(function: Any) -> Any:
+    """The variable whose value `logits` gives. Attention has softmaxes, too: only the last one is meant."""
+    variable = function.outputs[0]
+    if variable.op is not None and variable.op.op_type == "classify":
+        variable = variable.op.inputs["probabilities"]
+    last = variable
+    while last.op is not None and last.op.op_type == "cast":
+        last = last.op.inputs["x"]
+    return last.op.inputs["x"] if last.op is not None and last.op.op_type == "softmax" else variable
 
 
 def _value(values: dict[str, Any], variable: Any) -> Any:
@@ -129,22 +159,39 @@ def _conv(a: dict[str, Any]) -> Tensor:
     )
 
 
+def _last_window(a: dict[str, Any], padding: list[int]) -> list[int]:
+    """What ceil_mode adds after the padding, so that the last window is whole. It must not start in there."""
+    extra = [0] * len(padding)
+    if not a["ceil_mode"]:
+        return extra
+    for i, (size, stride) in enumerate(
+        zip(_ints(a["kernel_sizes"])[::-1], _ints(a["strides"])[::-1], strict=True)
+    ):
+        before, after, length = padding[2 * i], padding[2 * i + 1], a["x"].shape[-1 - i]
+        span = before + length + after - size
+        steps = -(-span // stride)
+        if steps * stride >= before + length:
+            steps -= 1
+        extra[2 * i + 1] = max(0, steps * stride - span)
+    return extra
+
+
 def _max_pool(a: dict[str, Any]) -> Tensor:
-    x = F.pad(a["x"], _spatial_padding(a, 2), value=float("-inf"))
-    return F.max_pool2d(
-        x, _ints(a["kernel_sizes"]), _ints(a["strides"]), ceil_mode=bool(a.get("ceil_mode", False))
-    )
+    padding = _spatial_padding(a, 2)
+    x = F.pad(F.pad(a["x"], padding, value=-torch.inf), _last_window(a, padding), value=-torch.inf)
+    return F.max_pool2d(x, _ints(a["kernel_sizes"]), _ints(a["strides"]))
 
 
 def _avg_pool(a: dict[str, Any]) -> Tensor:
+    """Zeros of the padding count unless they are excluded; those that only complete the last window never do."""
     padding = _spatial_padding(a, 2)
-    sizes, strides = _ints(a["kernel_sizes"]), _ints(a["strides"])
-    ceil_mode = bool(a.get("ceil_mode", False))
-    summed = F.avg_pool2d(F.pad(a["x"], padding), sizes, strides, ceil_mode=ceil_mode, divisor_override=1)
-    if not a["exclude_padding_from_average"]:
-        return summed / float(np.prod(sizes))
-    ones = F.pad(torch.ones_like(a["x"]), padding)
-    return summed / F.avg_pool2d(ones, sizes, strides, ceil_mode=ceil_mode, divisor_override=1)
+    extra, counts = _last_window(a, padding), not a["exclude_padding_from_average"]
+
+    def summed(x: Tensor, value: float) -> Tensor:
+        padded = F.pad(F.pad(x, padding, value=value), extra)
+        return F.avg_pool2d(padded, _ints(a["kernel_sizes"]), _ints(a["strides"]), divisor_override=1)
+
+    return summed(a["x"], 0.0) / summed(torch.ones_like(a["x"]), float(counts))
 
 
 def _matmul(a: dict[str, Any]) -> Tensor:
@@ -154,7 +201,34 @@ def _matmul(a: dict[str, Any]) -> Tensor:
 
 
 def _reduce(function: Callable[..., Tensor]) -> Callable[[dict[str, Any]], Tensor]:
-    return lambda a: function(a["x"], dim=_ints(a["axes"]), keepdim=bool(a["keep_dims"]))
+    def reduce(a: dict[str, Any]) -> Tensor:
+        axes = _ints(a["axes"]) if "axes" in a else list(range(a["x"].dim()))
+        return function(a["x"], dim=axes, keepdim=bool(a["keep_dims"]))
+
+    return reduce
+
+
+def _concat(a: dict[str, Any]) -> Tensor:
+    axis, values = int(a["axis"]) % a["values"][0].dim(), a["values"]
+    if a["interleave"]:
+        return torch.stack(values, dim=axis + 1).flatten(axis, axis + 1)
+    return torch.cat(values, dim=axis)
+
+
+def _slice_by_index(a: dict[str, Any]) -> Tensor:
+    """NumPy's slicing; a set mask frees that end, or keeps *begin* alone and drops the axis."""
+    x: Tensor = a["x"]
+    begins, ends = _ints(a["begin"]), _ints(a["end"])
+    strides = _ints(a["stride"]) if "stride" in a else [1] * x.dim()
+    free_begin, free_end, single = (
+        [bool(flag) for flag in a[name]] if name in a else [False] * x.dim()
+        for name in ("begin_mask", "end_mask", "squeeze_mask")
+    )
+    for axis, length in enumerate(x.shape):
+        begin, end = (None if free_begin[axis] else begins[axis]), (None if free_end[axis] else ends[axis])
+        rows = [begins[axis] % length] if single[axis] else list(range(length)[begin : end : strides[axis]])
+        x = x.index_select(axis, torch.tensor(rows))
+    return x.squeeze([axis for axis, dropped in enumerate(single) if dropped])
 
 
 _OPERATORS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
@@ -162,7 +236,7 @@ _OPERATORS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "avg_pool": _avg_pool,
     "cast": lambda a: a["x"].to(_DTYPES[a["dtype"]]),
     "clip": lambda a: a["x"].clamp(float(a["alpha"]), float(a["beta"])),
-    "concat": lambda a: torch.cat(a["values"], dim=int(a["axis"])),
+    "concat": _concat,
     "conv": _conv,
     "linear": lambda a: F.linear(a["x"], a["weight"], a.get("bias")),
     "matmul": _matmul,
@@ -177,6 +251,8 @@ _OPERATORS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "sigmoid": lambda a: a["x"].sigmoid(),
     "sigmoid_hard": lambda a: (a["x"] * float(a["alpha"]) + float(a["beta"])).clamp(0, 1),
     "silu": lambda a: F.silu(a["x"]),
+    "slice_by_index": _slice_by_index,
+    "softmax": lambda a: a["x"].softmax(int(a["axis"])),
     "sub": lambda a: a["x"] - a["y"],
     "transpose": lambda a: a["x"].permute(_ints(a["perm"])),
 }

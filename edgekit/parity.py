@@ -21,8 +21,9 @@ def parity(reference_NK: npt.NDArray[np.float32], logits_NK: npt.NDArray[np.floa
     """Parity of an artifact's logits (N, K) with the float model's. Raises ValueError for NaN or other shapes."""
     if reference_NK.shape != logits_NK.shape:
         raise ValueError(f"the file gives logits of shape {logits_NK.shape}, the model {reference_NK.shape}")
-    if not np.isfinite(logits_NK).all():
-        raise ValueError("the file gives NaN or infinite logits")
+    for name, logits in (("model", reference_NK), ("file", logits_NK)):
+        if not np.isfinite(logits).all():
+            raise ValueError(f"the {name} gives NaN or infinite logits")
     return Parity(
         images=len(reference_NK),
         sqnr_db=round(sqnr_db(reference_NK, logits_NK), 2),

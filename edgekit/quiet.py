@@ -9,12 +9,15 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 
+from edgekit.errors import EdgekitError
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Inside it third-party warnings, logs, prints and C++ output on stderr are held back.
 
-    When the body raises, what was written to stderr is let through: it may hold the cause.
+    When the body raises, what C++ code wrote to stderr is let through: it may hold the cause. Errors of
+    edgekit's own say all themselves.
     """
     saved_level = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -39,6 +42,8 @@ def _captured_fd(fd: int) -> Iterator[None]:
         os.dup2(held.fileno(), fd)
         try:
             yield
+        except EdgekitError:
+            raise
         except Exception:
             held.seek(0)
             os.write(saved, held.read())

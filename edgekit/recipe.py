@@ -144,7 +144,11 @@ def path_of(name: str) -> Path:
 def load(name: str) -> Recipe:
     """The recipe of a shipped name or a path. Raises RecipeError with every fault of the file."""
     path = path_of(name)
-    return parse(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
+    except UnicodeDecodeError as error:
+        raise RecipeError(str(path), [f"not TOML, which is UTF-8: {error}"]) from error
+    return parse(text, str(path))
 
 
 def parse(text: str, source: str) -> Recipe:

@@ -1,11 +1,12 @@
 """Strict decoding of TOML and JSON values into frozen dataclasses, every fault at once; and encoding back.
 
 Understood: str, int, float, bool, Literal, X | None, tuple[X, ...], tuple[X, Y], dict[str, X], Any and
-dataclasses of these. ``Annotated[int, Between(1, 8)]`` bounds a number. A field's metadata ``skip``
-leaves it out of the file. A dataclass's ``__post_init__`` may raise ValueError: it becomes a fault.
+dataclasses of these. ``Annotated[int, Between(1, 8)]`` bounds a number; NaN and infinity are none. A
+field's metadata ``skip`` leaves it out of the file. A dataclass's ``__post_init__`` may raise ValueError: it becomes a fault.
 """
 
 import dataclasses
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,8 +92,10 @@ def _decode(kind: Any, value: Any, path: str, faults: list[str]) -> Any:
         if not isinstance(value, dict):
             return _mismatch("a table", value, path, faults)
         return {key: _decode(args[1], item, f"{path}.{key}", faults) for key, item in value.items()}
-    if kind is float and type(value) is int:
-        return float(value)
+    if kind is float and type(value) in (int, float):
+        return (
+            float(value) if abs(value) <= sys.float_info.max else _mismatch("a finite number", value, path, faults)
+        )
     if type(value) is not kind:
         return _mismatch(_NAMES[kind], value, path, faults)
     return value
@@ -113,7 +116,7 @@ def _decode_tuple(args: tuple[Any, ...], value: Any, path: str, faults: list[str
         args = (args[0],) * len(value)
     if len(args) != len(value):
         return _mismatch(f"{len(args)} values", value, path, faults)
-    if value and args[0] in (int, str) and all(type(item) is args[0] for item in value):
+    if set(args) in ({int}, {str}) and all(type(item) is args[0] for item in value):
         return tuple(value)  # raw samples are long lists: one pass
     pairs = zip(args, value, strict=True)
     return tuple(_decode(arg, item, f"{path}[{i}]", faults) for i, (arg, item) in enumerate(pairs))
