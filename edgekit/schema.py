@@ -2,7 +2,8 @@
 
 Understood: str, int, float, bool, Literal, X | None, tuple[X, ...], tuple[X, Y], dict[str, X], Any and
 dataclasses of these. ``Annotated[int, Between(1, 8)]`` bounds a number; NaN and infinity are none. A
-field's metadata ``skip`` leaves it out of the file. A dataclass's ``__post_init__`` may raise ValueError: it becomes a fault.
+field's metadata ``skip`` leaves it out of the file. A dataclass's ``__post_init__`` may raise ValueError:
+it becomes a fault.
 """
 
 import dataclasses

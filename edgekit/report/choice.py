@@ -109,7 +109,9 @@ def _pick(rows: Sequence[Row], ranked: Sequence[Row], *, allow_invalid: bool) ->
 def _caution(rows: Sequence[Row], chosen: Row) -> str:
     """Names what looked faster than the pick in a run that does not count."""
     faster = [
-        row.name for row in rows if row.left_out and row.reasons and row.latency and row.p50_ms < chosen.p50_ms
+        row.name
+        for row in rows
+        if row.left_out and row.reasons and row.latency and row.p50_ms < chosen.p50_ms * (1 - NEAR)
     ]
     return f". In invalid runs {', '.join(faster)} looked faster: measure again to be sure" if faster else ""
 
