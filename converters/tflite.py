@@ -185,14 +185,14 @@ def _interpreter(path: Path) -> Any:
 
 
 def inspect(path: Path) -> Inspection:
-    model = flatbuffer.read(path)
-    before, after = flatbuffer.ends(model)
-    embedded = flatbuffer.embedded(model)
-    return Inspection(
-        input=before,
-        output=after,
-        operators=flatbuffer.operators(model),
-        weights=flatbuffer.weights(model),
-        labels=tuple(embedded.get("labels", ())),
-        metadata={name: json.dumps(value) for name, value in embedded.items()},
-    )
+    with flatbuffer.reading(path) as model:
+        before, after = flatbuffer.ends(model)
+        embedded = flatbuffer.embedded(model)
+        return Inspection(
+            input=before,
+            output=after,
+            operators=flatbuffer.operators(model),
+            weights=flatbuffer.weights(model),
+            labels=tuple(embedded.get("labels", ())),
+            metadata={name: json.dumps(value) for name, value in embedded.items()},
+        )

@@ -35,12 +35,12 @@ class Checkpoint:
 
 def write(folder: Path, checkpoint: Checkpoint, weights: "dict[str, Tensor]") -> Checkpoint:
     """The checkpoint as saved in *folder*, which it replaces whole."""
-    save_file = _safetensors().save_file
+    to_bytes = _safetensors().save
     with files.replacing(folder) as temporary:
         temporary.mkdir()
         # Copies: the format has no tensors that share memory, as tied layers do.
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-        save_file(copies, temporary / WEIGHTS)
+        (temporary / WEIGHTS).write_bytes(to_bytes(copies))
         saved = replace(checkpoint, weights_sha256=files.sha256(temporary / WEIGHTS), path=folder)
         files.write_json(temporary / DESCRIPTION, encode(saved))
     return saved

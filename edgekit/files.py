@@ -26,8 +26,10 @@ def replacing(path: Path) -> Iterator[Path]:
             _replace_folder(path, temporary)
         else:
             os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         remove(temporary)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say where
         raise
 
 

@@ -3,6 +3,8 @@
 import json
 import struct
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from edgekit.requires import require
 
 METADATA = "edgekit"  # the metadata entry that holds labels and preprocess as JSON
 IDENTIFIER = b"TFL3"
+# A damaged file's offsets lead nowhere, or to what they should not.
+DAMAGED = (struct.error, LookupError, ValueError, TypeError, AttributeError, OverflowError)
 
 
 def schema() -> Any:
@@ -21,17 +25,14 @@ def schema() -> Any:
 
 
 def unpack(content: bytes) -> Any:
-    """The model as a tree of objects (``ModelT``). Raises ArtifactError for anything but a TFLite file."""
+    """The model as a tree of objects (``ModelT``). Raises ArtifactError, or one of DAMAGED for a damaged one."""
     if content[4:8] != IDENTIFIER:
         raise ArtifactError("not a TFLite model: it lacks the identifier TFL3")
-    try:
-        model = schema().ModelT.InitFromPackedBuf(content, 0)
-        for buffer in model.buffers:  # some writers put weights behind the flatbuffer; a plain unpack loses them
-            if (buffer.offset or 0) > 1:
-                buffer.data = np.frombuffer(content, np.uint8, count=buffer.size, offset=buffer.offset)
-                buffer.offset = buffer.size = 0
-    except (struct.error, IndexError, ValueError, TypeError, OverflowError) as error:  # offsets lead nowhere
-        raise ArtifactError(f"a damaged TFLite model: {error}") from error
+    model = schema().ModelT.InitFromPackedBuf(content, 0)
+    for buffer in model.buffers:  # some writers put weights behind the flatbuffer; a plain unpack loses them
+        if (buffer.offset or 0) > 1:
+            buffer.data = np.frombuffer(content, np.uint8, count=buffer.size, offset=buffer.offset)
+            buffer.offset = buffer.size = 0
     if not model.subgraphs or not len(model.subgraphs[0].inputs) or not len(model.subgraphs[0].outputs):
         raise ArtifactError("a TFLite model without an input or an output")
     return model
@@ -106,10 +107,7 @@ def embedded(model: Any) -> dict[str, Any]:
     """What `embed` put into the file, or an empty dict."""
     for entry in model.metadata or []:
         if text(entry.name) == METADATA:
-            try:
-                value: dict[str, Any] = json.loads(bytes(model.buffers[entry.buffer].data))
-            except (ValueError, LookupError, TypeError) as error:
-                raise ArtifactError(f"a damaged TFLite model: its metadata is no JSON: {error}") from error
+            value: dict[str, Any] = json.loads(bytes(model.buffers[entry.buffer].data))
             return value
     return {}
 
@@ -159,13 +157,16 @@ def _spec(tensor: Any) -> TensorSpec:
 
 
 def _type_name(value: int) -> str:
-    kinds: dict[str, int] = vars(schema().TensorType)
-    return next(name for name, code in kinds.items() if code == value).lower()
+    kinds = {code: name for name, code in vars(schema().TensorType).items()}
+    return str(kinds[value]).lower()
 
 
-def read(path: Path) -> Any:
-    """The model in *path*. Raises ArtifactError that names it."""
+@contextmanager
+def reading(path: Path) -> Iterator[Any]:
+    """Gives the model in *path*. What goes wrong with it inside becomes an ArtifactError that names the file."""
     try:
-        return unpack(path.read_bytes())
+        yield unpack(path.read_bytes())
     except ArtifactError as error:
         raise ArtifactError(f"{path} is {error}") from error
+    except DAMAGED as error:
+        raise ArtifactError(f"{path} is a damaged TFLite model: {error}") from error

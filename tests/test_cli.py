@@ -218,7 +218,9 @@ def test_a_full_disk_is_told_and_leaves_nothing(
     monkeypatch.setattr(Path, "write_text", full)
     told = Told(capsys, "copy", "quickstart", "mine.toml")
     assert told.status == 1
-    assert told.err == "edgekit: No space left on device; free some space and run the same command again\n"
+    assert (
+        told.err == "edgekit: mine.toml: No space left on device; free some space and run the same command again\n"
+    )
     assert not list(Path().iterdir())
 
 

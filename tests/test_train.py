@@ -458,3 +458,18 @@ def test_digits_are_learnt_in_seconds(tmp_path: Path) -> None:
         tmp_path,
     )
     assert found.metrics["val_top1"] > 0.8
+
+
+def test_a_full_disk_is_an_oserror_that_names_the_file(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's own writer would raise a RuntimeError from its destructor."""
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        train(dataset, TINY, SPEC, tmp_path)
+    assert caught.value.filename == str(tmp_path / "state.pt")
+    assert not list(tmp_path.rglob(".*"))

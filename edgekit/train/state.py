@@ -1,5 +1,6 @@
 """The state of a training after a whole epoch, in one file: all that is needed to go on, bit for bit."""
 
+import io
 import pickle
 import zipfile
 from dataclasses import dataclass
@@ -52,8 +53,10 @@ def settings(dataset: Dataset, model: ModelSpec, spec: TrainSpec) -> dict[str, A
 def write(folder: Path, state: State) -> None:
     """Put the state in place of the one before, at once."""
     values = {name: getattr(state, name) for name in State.__dataclass_fields__}
+    content = io.BytesIO()  # torch's own writer tells of a full disk by a RuntimeError without a name
+    torch.save({"format": FORMAT, **values}, content)
     with files.replacing(folder / STATE) as temporary:
-        torch.save({"format": FORMAT, **values}, temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def read(folder: Path, wanted: dict[str, Any]) -> State | None:
