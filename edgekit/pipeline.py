@@ -15,6 +15,7 @@ from edgekit.artifact import Artifact
 from edgekit.bench import Images, bench
 from edgekit.checkpoint import Checkpoint
 from edgekit.data import Dataset, Split
+from edgekit.data import names as data_names
 from edgekit.device import Device, Progress, open_device
 from edgekit.errors import ArtifactError, UsageError, unknown
 from edgekit.preprocess import Pixels, Preprocess
@@ -57,7 +58,8 @@ class Pipeline:
     def _train_key(self) -> str:
         spec = replace(self.recipe.data, source=self.source)
         listing = runs.listing_sha256(self.source)
-        return files.sha256_of([encode(self.recipe.model), encode(spec), encode(self.recipe.train), listing])
+        settings = [encode(part, defaults=False) for part in (self.recipe.model, spec, self.recipe.train)]
+        return files.sha256_of([*settings, listing])
 
     def check(self, stages: Sequence[str], devices: Sequence[str]) -> None:
         """Find what would fail hours later: names, folders, packages, addresses."""
@@ -116,7 +118,7 @@ class Pipeline:
 
     def _convert_key(self, variant: Variant) -> str:
         trained = checkpoint.read(self.run.checkpoint)
-        return files.sha256_of([trained.weights_sha256, encode(variant), __version__])
+        return files.sha256_of([trained.weights_sha256, encode(variant, defaults=False), __version__])
 
     def _converted(self, variant: Variant) -> bool:
         if not self.trained():
@@ -178,7 +180,7 @@ class Pipeline:
         key = files.sha256_of(
             [
                 hashes,
-                encode(replace(spec, devices=())),
+                encode(replace(spec, devices=()), defaults=False),
                 device.info.fingerprint,
                 dict(device.runtimes),
                 self._train_key,
@@ -268,7 +270,7 @@ def run(
 def resolve(source: str) -> str:
     """A folder's absolute path, so that a run can be continued from anywhere; a built-in name as it is."""
     path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
+    return str(path.resolve()) if source not in data_names() and path.exists() else source
 
 
 def images_of(dataset: Dataset) -> Images:

@@ -42,15 +42,26 @@ def decode(cls: type[T], value: object, path: str = "") -> T:
     return decoded  # type: ignore[no-any-return]
 
 
-def encode(value: Any) -> Any:
-    """Plain dicts, lists and scalars that `decode` reads back."""
+def encode(value: Any, *, defaults: bool = True) -> Any:
+    """Plain dicts, lists and scalars that `decode` reads back.
+
+    Without *defaults* fields that have their default are left out: such a form stays the same, and so does its
+    hash, when a later version of a dataclass has more fields.
+    """
     if dataclasses.is_dataclass(value):
-        return {field.name: encode(getattr(value, field.name)) for field in _fields(type(value))}
+        fields = [field for field in _fields(type(value)) if defaults or not _is_default(field, value)]
+        return {field.name: encode(getattr(value, field.name), defaults=defaults) for field in fields}
     if isinstance(value, tuple | list):
-        return [encode(item) for item in value]
+        return [encode(item, defaults=defaults) for item in value]
     if isinstance(value, Mapping):
-        return {key: encode(item) for key, item in value.items()}
+        return {key: encode(item, defaults=defaults) for key, item in value.items()}
     return value
+
+
+def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
+    if field.default_factory is not dataclasses.MISSING:
+        return bool(getattr(value, field.name) == field.default_factory())
+    return bool(getattr(value, field.name) == field.default)
 
 
 def _fields(cls: Any) -> list[dataclasses.Field[Any]]:

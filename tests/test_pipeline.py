@@ -16,6 +16,7 @@ from PIL import Image
 from edgekit import pipeline, recipe, result, runs
 from edgekit.errors import UsageError
 from edgekit.runs import Run
+from edgekit.schema import decode, encode
 
 ROOT = Path(__file__).parent.parent
 
@@ -290,3 +291,10 @@ def _text(path: Path) -> str:
 def test_the_recipe_of_a_model_by_name_decodes() -> None:
     text = recipe.for_model("mobilenet_v2", 'a "quoted" folder', size=96, epochs=3)
     assert recipe.parse(text, "text").data.source == 'a "quoted" folder'
+
+
+def test_a_later_edgekit_with_more_settings_knows_its_old_runs() -> None:
+    """What a run was made from is hashed without defaults, so a new field with a default changes no hash."""
+    spec = recipe.TrainSpec(epochs=3, momentum=0.9)
+    assert encode(spec, defaults=False) == {"epochs": 3}
+    assert decode(recipe.TrainSpec, encode(spec, defaults=False)) == spec
