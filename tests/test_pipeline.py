@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -210,6 +211,35 @@ def test_an_own_folder_goes_through_unchanged(tmp_path: Path) -> None:
     assert found.predictions is not None
     assert len(found.predictions.truth) == 4
     assert "blue things" in (run.artifacts / "tflite-fp32.tflite.json").read_text()
+
+
+CIFAR = ROOT.parent / "shared" / "data" / "cifar10.tar.xz"
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not CIFAR.is_file(), reason=f"no {CIFAR.name} in shared/data beside the checkout")
+def test_real_photographs_go_through_unchanged(tmp_path: Path) -> None:
+    """150 aeroplanes and 150 automobiles of CIFAR-10 (JPEG copy): better than a coin after 40 short epochs."""
+    wanted = {"airplane": 150, "automobile": 150}
+    with tarfile.open(CIFAR) as archive:
+        for member in archive:
+            name = Path(member.name).parent.name
+            if member.isfile() and wanted.get(name):
+                wanted[name] -= 1
+                archive.extract(member, tmp_path, filter="data")
+            if not any(wanted.values()):
+                break
+    run, comparison = pipeline.run(
+        str(small(tmp_path, epochs=40)),
+        data=str(tmp_path / "cifar" / "train"),
+        listener=Silent(),
+        out=tmp_path / "run",
+    )
+    assert comparison is not None
+    found = result.read(run.results("local") / "tflite-int8.json")
+    assert found.predictions is not None
+    assert len(found.predictions.truth) == 60
+    assert found.predictions.correct(1) > 33
 
 
 def start(folder: Path, recipe_path: Path) -> "subprocess.Popen[str]":
