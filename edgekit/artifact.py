@@ -49,7 +49,7 @@ class Parity:
 
     def broken(self, precision: str) -> str:
         """Why the artifact counts as broken, or an empty string."""
-        floor_db = {"fp32": 60.0, "fp16": 50.0}.get(precision)
+        floor_db = {"fp32": 60.0, "fp16": 40.0}.get(precision)
         if floor_db is not None and self.sqnr_db < floor_db:
             return f"SQNR {self.sqnr_db:.1f} dB is below the {floor_db:g} dB of a sound {precision} file"
         if self.top1_agreement < 0.9:
@@ -81,7 +81,7 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        return Path(self.file).stem
+        return self.file.removesuffix(Path(self.file).suffix)
 
 
 def sidecar(path: Path) -> Path:
@@ -116,4 +116,4 @@ def read(path: Path, *, verify: bool = True) -> Artifact:
             f"{path} is not the file that its sidecar describes: SHA-256 {found[:12]}, expected "
             f"{artifact.sha256[:12]}; convert the model again"
         )
-    return replace(artifact, path=path)
+    return replace(artifact, path=path, file=path.name)  # it may have been renamed

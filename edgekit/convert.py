@@ -129,7 +129,7 @@ def _convert_one(source: "ExportSource", variant: Variant, images_NHWC: Pixels, 
     target = converter(variant.target)
     path = out / f"{variant.name}{target.suffix}"
     beside = artifacts.sidecar(path)
-    images_sha256 = hashlib.sha256(np.ascontiguousarray(images_NHWC)).hexdigest()
+    images_sha256 = hashlib.sha256(images_NHWC.tobytes()).hexdigest()
     reference = source.once(f"reference logits {images_sha256}", lambda: source.logits(images_NHWC))
     with files.replacing(beside) as description, files.replacing(path) as temporary:
         conversion = target.convert(source, variant, temporary)

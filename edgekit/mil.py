@@ -194,6 +194,39 @@ def _avg_pool(a: dict[str, Any]) -> Tensor:
     return summed(a["x"], 0.0) / summed(torch.ones_like(a["x"]), float(counts))
 
 
+def _pad(a: dict[str, Any]) -> Tensor:
+    """MIL pads the last axes, (before, after) of each in order; torch wants the last axis first."""
+    if a["mode"] != "constant":
+        raise ConversionError(f"the reference knows the Core ML operator 'pad' with constants, not {a['mode']!r}")
+    pairs = np.array(_ints(a["pad"])).reshape(-1, 2)[::-1]
+    return F.pad(a["x"], [int(side) for pair in pairs for side in pair], value=float(a.get("constant_val", 0.0)))
+
+
+def _batch_norm(a: dict[str, Any]) -> Tensor:
+    return F.batch_norm(a["x"], a["mean"], a["variance"], a.get("gamma"), a.get("beta"), eps=float(a["epsilon"]))
+
+
+def _layer_norm(a: dict[str, Any]) -> Tensor:
+    axes = sorted(axis % a["x"].dim() for axis in _ints(a["axes"]))
+    if axes != list(range(axes[0], a["x"].dim())):
+        raise ConversionError(f"the reference knows the Core ML operator 'layer_norm' over last axes, not {axes}")
+    shape = a["x"].shape[axes[0] :]
+    return F.layer_norm(a["x"], shape, a.get("gamma"), a.get("beta"), eps=float(a["epsilon"]))
+
+
+def _gelu(a: dict[str, Any]) -> Tensor:
+    if a["mode"] == "SIGMOID_APPROXIMATION":
+        return a["x"] * (1.702 * a["x"]).sigmoid()  # type: ignore[no-any-return]
+    return F.gelu(a["x"], approximate="tanh" if a["mode"] == "TANH_APPROXIMATION" else "none")
+
+
+def _split(a: dict[str, Any]) -> tuple[Tensor, ...]:
+    axis = int(a["axis"])
+    if "split_sizes" in a:
+        return torch.split(a["x"], _ints(a["split_sizes"]), dim=axis)
+    return torch.tensor_split(a["x"], int(a["num_splits"]), dim=axis)
+
+
 def _matmul(a: dict[str, Any]) -> Tensor:
     x = a["x"].mT if a["transpose_x"] else a["x"]
     product: Tensor = x @ (a["y"].mT if a["transpose_y"] else a["y"])
@@ -231,17 +264,21 @@ def _slice_by_index(a: dict[str, Any]) -> Tensor:
     return x.squeeze([axis for axis, dropped in enumerate(single) if dropped])
 
 
-_OPERATORS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
+_OPERATORS: dict[str, Callable[[dict[str, Any]], Tensor | tuple[Tensor, ...]]] = {
     "add": lambda a: a["x"] + a["y"],
     "avg_pool": _avg_pool,
+    "batch_norm": _batch_norm,
     "cast": lambda a: a["x"].to(_DTYPES[a["dtype"]]),
     "clip": lambda a: a["x"].clamp(float(a["alpha"]), float(a["beta"])),
     "concat": _concat,
     "conv": _conv,
+    "gelu": _gelu,
+    "layer_norm": _layer_norm,
     "linear": lambda a: F.linear(a["x"], a["weight"], a.get("bias")),
     "matmul": _matmul,
     "max_pool": _max_pool,
     "mul": lambda a: a["x"] * a["y"],
+    "pad": _pad,
     "real_div": lambda a: a["x"] / a["y"],
     "reduce_mean": _reduce(torch.mean),
     "reduce_sum": _reduce(torch.sum),
@@ -253,6 +290,8 @@ _OPERATORS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "silu": lambda a: F.silu(a["x"]),
     "slice_by_index": _slice_by_index,
     "softmax": lambda a: a["x"].softmax(int(a["axis"])),
+    "split": _split,
     "sub": lambda a: a["x"] - a["y"],
+    "thresholded_relu": lambda a: a["x"] * (a["x"] >= a["alpha"]),
     "transpose": lambda a: a["x"].permute(_ints(a["perm"])),
 }

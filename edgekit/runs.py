@@ -86,7 +86,10 @@ class Run:
             )
 
     def begin(self, name: str, source: str, recipe_text: str) -> None:
-        """Make the folder, or go on with it under a recipe that may have changed."""
+        """Make the folder, or go on with it under a recipe that may have changed. The caller holds the lock."""
+        for pattern in (".*.part*", ".*.old*"):  # what a killed process left half-written
+            for path in self.folder.rglob(pattern):
+                files.remove(path)
         state = self.state() or State(name=name, source=source)
         files.write_text(self.folder / RECIPE, recipe_text)
         self._write(replace(state, name=name))

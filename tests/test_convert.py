@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 TARGETS = ("coreml", "onnx", "tflite")
 ALL = ("tflite-fp32", "tflite-fp16", "tflite-dyn8", "tflite-int8", "coreml-fp16", "onnx-fp32")
 LABELS = ("cat", "Straßenbahn", "日本語", 'a "quote", \\', "<script>alert(1)</script>", "back\tslash'")
-STEPS = 40
+STEPS = 100
 PREPROCESS = Preprocess(height=32, width=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SMALL = Preprocess(height=8, width=8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 
@@ -70,13 +70,18 @@ def split(images: Pixels) -> Split:
 
 
 def labelled(count: int, preprocess: Preprocess, seed: int) -> tuple[Pixels, list[int]]:
-    """Pieces of two photographs, 32 to 160 pixels wide; the class is the picture and a third of its height."""
+    """Pieces of two photographs; the class is the picture and where in it: at the top, the middle, the bottom."""
     rng, pictures, found, classes = np.random.default_rng(seed), photographs(), [], []
     for index in range(count):
-        picture, side = pictures[index % 2], int(rng.integers(32, 160))
-        left, top = int(rng.integers(picture.width - side)), int(rng.integers(picture.height - side))
+        picture, third = pictures[index % 2], index // 2 % 3
+        side, left, shift = (
+            int(rng.integers(120, 160)),
+            int(rng.integers(picture.width - 160)),
+            int(rng.integers(20)),
+        )
+        top = third * (picture.height - 180) // 2 + shift
         found.append(pixels(picture.crop((left, top, left + side, top + side)), preprocess))
-        classes.append(3 * (index % 2) + 3 * top // (picture.height - side))
+        classes.append(3 * (index % 2) + third)
     return np.stack(found), classes
 
 
@@ -136,11 +141,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         parent="f" * 64,
         calibrate=partial(calibration_images, split(training)),
     )
-    images, calls = patches(64, PREPROCESS, seed=2), []
+    images = patches(64, PREPROCESS, seed=2)
+    calls: list[ExportSource] = []
     tflite = plugins.load("converters", "tflite")
     with pytest.MonkeyPatch.context() as patch:
         lower = tflite._lower
-        patch.setattr(tflite, "_lower", lambda given: [calls.append(given), lower(given)][1])
+
+        def counted(source: ExportSource) -> bytes:
+            calls.append(source)
+            content: bytes = lower(source)
+            return content
+
+        patch.setattr(tflite, "_lower", counted)
         variants = [replace(variant(name), calibration=CalibrationSpec(images=100, seed=7)) for name in ALL]
         made = convert.convert(source, variants, images, tmp_path_factory.mktemp("made"), quiet_progress)
     return World(source, images, dict(zip(ALL, made, strict=True)), len(calls))
@@ -171,17 +183,17 @@ def predict(artifact: Artifact, images: Pixels) -> Logits:
 # Over 64 patches: SQNR in dB, agreement of the top-1
 BARS = {
     "tflite-fp32": (90, 1.0),
-    "tflite-fp16": (50, 1.0),
-    "tflite-dyn8": (15, 0.9),
-    "tflite-int8": (15, 0.9),
-    "coreml-fp16": (40, 0.98),
+    "tflite-fp16": (45, 1.0),
+    "tflite-dyn8": (18, 0.9),
+    "tflite-int8": (14, 0.9),
+    "coreml-fp16": (42, 0.98),
     "onnx-fp32": (90, 1.0),
 }
 
 
 def test_the_networks_logits_differ_clearly(world: World) -> None:
     logits = world.source.logits(world.images)
-    assert 2 < logits.std(0).mean() < 4
+    assert 2 < logits.std(0).mean() < 8
     assert len(set(logits.argmax(1).tolist())) == len(LABELS)
 
 
@@ -592,7 +604,7 @@ def test_a_file_without_its_sidecar(name: str, world: World, tmp_path: Path) -> 
 def test_a_model_of_floats_wants_normalized_values(tmp_path: Path) -> None:
     """As `litert_torch.convert` or TensorFlow leave it: no contract inside, float32 NHWC."""
     images, source = patches(8, SMALL, seed=4), small()
-    bare = plugins.load("converters", "tflite")._lower(replace(source, model=source.model.model, _memo={}))
+    bare = plugins.load("converters", "tflite")._lower(replace(source, model=source.model.model, _memo={}))  # type: ignore[arg-type]
     (tmp_path / "bare.tflite").write_bytes(bare)
     found = convert.foreign(tmp_path / "bare.tflite", lambda height, width: SMALL, LABELS)
     assert (found.input_is, found.input.dtype, found.input.shape) == ("normalized", "float32", (1, 8, 8, 3))

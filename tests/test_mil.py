@@ -3,6 +3,7 @@
 Each program is built with coremltools, saved as a package and read back, as a converted model is.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,50 @@ def fp16(values: Array) -> Array:
     return values.astype(np.float16).astype(np.float32)
 
 
+CHANNEL, SIX = array(4, seed=6), array(6, seed=7)
+C1 = CHANNEL[:, None, None]
 SECOND, MATRIX, ROW = array(1, 4, 7, 6, seed=1), array(5, 6, seed=2), array(5, seed=3)
 
 SIMPLE: dict[str, tuple[Body, Array]] = {
     "add": (lambda x: mb.add(x=x, y=SECOND), X + SECOND),
     "add, broadcast": (lambda x: mb.add(x=x, y=SECOND[:, :, :1, :1]), X + SECOND[:, :, :1, :1]),
+    "batch_norm": (
+        lambda x: mb.batch_norm(
+            x=x, mean=CHANNEL, variance=CHANNEL**2, gamma=CHANNEL + 1, beta=CHANNEL - 1, epsilon=0.5
+        ),
+        (X - C1) / np.sqrt(C1**2 + 0.5) * (C1 + 1) + C1 - 1,
+    ),
+    "batch_norm, bare": (
+        lambda x: mb.batch_norm(x=x, mean=CHANNEL, variance=CHANNEL**2, epsilon=0.5),
+        (X - C1) / np.sqrt(C1**2 + 0.5),
+    ),
+    "layer_norm": (
+        lambda x: mb.layer_norm(x=x, axes=[-1], gamma=SIX, beta=SIX + 1, epsilon=0.25),
+        (X - X.mean(3, keepdims=True)) / np.sqrt(X.var(3, keepdims=True) + 0.25) * SIX + SIX + 1,
+    ),
+    "layer_norm, two axes": (
+        lambda x: mb.layer_norm(x=x, axes=[2, 3], epsilon=0.25),
+        (X - X.mean((2, 3), keepdims=True)) / np.sqrt(X.var((2, 3), keepdims=True) + 0.25),
+    ),
+    "gelu": (lambda x: mb.gelu(x=x), X / 2 * (1 + np.vectorize(math.erf)(X / math.sqrt(2)))),
+    "gelu, tanh": (
+        lambda x: mb.gelu(x=x, mode="TANH_APPROXIMATION"),
+        X / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (X + 0.044715 * X**3))),
+    ),
+    "gelu, sigmoid": (lambda x: mb.gelu(x=x, mode="SIGMOID_APPROXIMATION"), X / (1 + np.exp(-1.702 * X))),
+    "thresholded_relu": (lambda x: mb.thresholded_relu(x=x, alpha=0.5), np.where(X >= 0.5, X, 0)),
+    "split": (lambda x: mb.split(x=x, num_splits=2, axis=1)[1], X[:, 2:]),
+    "split, sizes": (lambda x: mb.split(x=x, split_sizes=[1, 4, 1], axis=-1)[1], X[..., 1:5]),
     "sub": (lambda x: mb.sub(x=SECOND[0, 0], y=x), SECOND[0, 0] - X),
     "mul": (lambda x: mb.mul(x=x, y=SECOND[:, :1]), X * SECOND[:, :1]),
+    "pad": (
+        lambda x: mb.pad(x=x, pad=[1, 2, 0, 3], mode="constant", constant_val=np.float32(0)),
+        np.pad(X, [(0, 0), (0, 0), (1, 2), (0, 3)]),
+    ),
+    "pad, all axes": (
+        lambda x: mb.pad(x=x, pad=[0, 0, 2, 1, 1, 0, 0, 1], mode="constant", constant_val=np.float32(-1.5)),
+        np.pad(X, [(0, 0), (2, 1), (1, 0), (0, 1)], constant_values=np.float32(-1.5)),
+    ),
     "real_div": (lambda x: mb.real_div(x=x, y=np.float32(3.0)), X / np.float32(3)),
     "clip": (lambda x: mb.clip(x=x, alpha=-0.5, beta=0.75), np.minimum(np.maximum(X, -0.5), np.float32(0.75))),
     "relu": (lambda x: mb.relu(x=x), np.where(X > 0, X, 0)),

@@ -298,12 +298,14 @@ def test_an_interrupt_at_any_stage_leaves_a_run_that_the_same_command_finishes(t
         assert not living(session), stage
         for path in folder.rglob("*.json"):
             json.loads(path.read_text())  # whole, whatever the moment
+    (folder / "artifacts" / ".tflite-fp32.1.part.tflite").write_text("left by a killed process")
     last = start(tmp_path, recipe_path)
     out, err = last.communicate(timeout=300)
     assert last.returncode == 0, err
     assert "train: done already" in err
     assert "convert: 2 files: done already" in err
     assert "report: " in out
+    assert not hidden(folder)
     assert _epochs(folder) == 4
     whole, _ = pipeline.run(str(recipe_path), listener=Silent(), out=tmp_path / "whole", until="train")
     weights = [(run / "train/best/model.safetensors").read_bytes() for run in (folder, whole.folder)]
