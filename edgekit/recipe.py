@@ -15,16 +15,25 @@ Count = Annotated[int, Between(1)]
 Share = Annotated[float, Between(0.0, 1.0)]
 Positive = Annotated[float, Between(1e-12)]
 NotNegative = Annotated[float, Between(0.0)]
+Activation = Literal["relu", "relu6", "hswish", "silu"]
+Padding = Literal["symmetric", "same"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
-    """``stem_stride = 1`` suits images of 32 to 64 pixels."""
+    """``stem_stride = 1`` suits images of 32 to 64 pixels. What is None is as the architecture has it.
+
+    ``padding = "same"`` is TensorFlow's rule; ``drop_path`` the share of residual branches dropped at the end.
+    """
 
     name: str
     width: Annotated[float, Between(0.05, 4.0)] = 1.0
     stem_stride: Literal[1, 2] = 2
-    dropout: Annotated[float, Between(0.0, 0.9)] = 0.2
+    dropout: Annotated[float, Between(0.0, 0.9)] | None = None
+    drop_path: Annotated[float, Between(0.0, 0.9)] | None = None
+    activation: Activation | None = None
+    squeeze_excite: bool | None = None
+    padding: Padding | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,6 +133,9 @@ class Recipe:
         names = [variant.name for variant in self.variant]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"variant: {', '.join(twice)} stands twice")
+        if (reference := self.report.reference) and reference not in names:
+            choices = f"; choose from {', '.join(names)}{nearest(reference, names)}" if names else ""
+            raise ValueError(f"report.reference: {reference!r} is no variant of this recipe{choices}")
 
 
 def path_of(name: str) -> Path:

@@ -5,21 +5,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import nn
 
 from edgekit import checkpoint, data, models
-from edgekit.errors import CheckpointError, ConversionError, UsageError
+from edgekit.errors import CheckpointError, ConversionError, EdgekitError, UsageError
 from edgekit.export import ExportSource, PixelClassifier, calibration_images, from_checkpoint
 from edgekit.files import sha256
-from edgekit.preprocess import Preprocess
+from edgekit.models import pretrained
+from edgekit.preprocess import Preprocess, preset
 from edgekit.recipe import ModelSpec
 from edgekit.requires import require
 from edgekit.runs import Run, is_run
 
 IMAGENET_CLASSES = 1000
+IMAGENET = "imagenet"  # the value of --weights that names the published ones
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,12 +39,13 @@ def find(
     *,
     preprocess: Preprocess | None,
     labels: tuple[str, ...] | None,
-    weights: Path | None,
+    weights: Path | str | None,
     calibrate: str | None,
     confirm: Callable[[str], bool],
 ) -> Found:
     """The source that *model* names. Raises UsageError, CheckpointError or DataError.
 
+    *weights*: a file, or ``imagenet`` for the published ones, downloaded only after *confirm* said yes.
     *calibrate* is a data name or a folder. A run calibrates on its own training images without it.
     """
     path = Path(model)
@@ -50,7 +54,7 @@ def find(
             raise UsageError(f"{path} brings its own preprocess, labels and weights: leave out those options")
         found = _from_folder(path, confirm)
     else:
-        found = _by_name(model, preprocess, labels, weights)
+        found = _by_name(model, preprocess, labels, weights, confirm)
     if calibrate:
         source = found.source
         split = data.evaluation(calibrate, source.preprocess, "train", confirm=confirm).split
@@ -79,21 +83,32 @@ def _calibrate_later(load: Callable[[], data.Split]) -> Callable[..., Any]:
 
 
 def _by_name(
-    model: str, preprocess: Preprocess | None, labels: tuple[str, ...] | None, weights: Path | None
+    model: str,
+    preprocess: Preprocess | None,
+    labels: tuple[str, ...] | None,
+    weights: Path | str | None,
+    confirm: Callable[[str], bool],
 ) -> Found:
-    classes = len(labels) if labels else IMAGENET_CLASSES
-    models.check(ModelSpec(name=model))
+    classes, spec = len(labels) if labels else IMAGENET_CLASSES, ModelSpec(name=model)
+    models.check(spec)
     if preprocess is None:
         raise UsageError(
             f"{model} does not say how pixels become its input: give --preprocess imagenet, minus1to1, 0to1 or a "
             "TOML file, and --size"
         )
-    torch.manual_seed(0)
-    module = models.build(ModelSpec(name=model), classes).eval()
+    if weights and model.endswith(".pt2"):
+        raise UsageError(f"{model} brings its own weights: leave out --weights")
+    file = pretrained.ensure(spec, confirm) if str(weights) == IMAGENET else Path(weights) if weights else None
+    side = preprocess.height if preprocess.height == preprocess.width else None
+    with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it was
+        torch.manual_seed(0)
+        module = models.build(spec, classes, side).eval()
     notes = []
-    if weights:
-        _load(module, weights)
-    elif ".py:" not in model:
+    if str(weights) == IMAGENET:
+        notes += [*pretrained.load_(module, spec), *_expectations(spec, preprocess)]
+    elif file:
+        _load(module, file)
+    elif ".py:" not in model and not model.endswith(".pt2"):
         notes.append(f"{model} has random weights: its latency counts, its accuracy does not (--weights FILE)")
     outputs = _outputs(module, preprocess, model)
     if labels and len(labels) != outputs:
@@ -104,9 +119,21 @@ def _by_name(
         model=PixelClassifier(module, preprocess).eval(),
         preprocess=preprocess,
         labels=labels or tuple(str(index) for index in range(outputs)),
-        parent=sha256(weights) if weights else "",
+        parent=sha256(file) if file else sha256(Path(model)) if model.endswith(".pt2") else "",
     )
-    return Found(source=source, name=Path(model.partition(".py:")[0]).name.replace(":", "-"), notes=tuple(notes))
+    name = Path(model.partition(".py:")[0]).name.removesuffix(".pt2").replace(":", "-")
+    return Found(source=source, name=name, notes=tuple(notes))
+
+
+def _expectations(spec: ModelSpec, preprocess: Preprocess) -> list[str]:
+    """What a user should know who feeds published weights otherwise than they were trained."""
+    name, side = pretrained.published(spec).preprocess, models.resolution(spec.name)
+    wanted, notes = preset(name, preprocess.height, preprocess.width), []
+    if (preprocess.mean, preprocess.std) != (wanted.mean, wanted.std):
+        notes.append(f"these weights were trained with --preprocess {name}: another costs accuracy")
+    if side != preprocess.height:
+        notes.append(f"{spec.name} was published for {side} pixels and is made for {preprocess.height} here")
+    return notes
 
 
 def _load(module: nn.Module, path: Path) -> None:
@@ -119,12 +146,13 @@ def _load(module: nn.Module, path: Path) -> None:
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
         module.load_state_dict(tensors)
-    except Exception as error:
-        kinds = ("UnpicklingError", "RuntimeError", "SafetensorError", "TypeError", "AttributeError", "EOFError")
-        if type(error).__name__ not in kinds:
-            raise
+    except (EdgekitError, OSError):
+        raise
+    except Exception as error:  # a damaged file makes torch and safetensors raise anything
         first = str(error).strip().splitlines()
-        shown = " ".join(line.strip() for line in first[:3])
+        shown = " ".join(line.strip() for line in first[:3]) or type(error).__name__
+        if isinstance(error, UnpicklingError):  # torch's own text advises to run what is in the file
+            shown = "it holds other Python objects, or is damaged; save model.state_dict() instead"
         raise CheckpointError(f"--weights {path} does not hold this model's tensors: {shown}") from error
 
 
@@ -134,8 +162,9 @@ def _outputs(module: nn.Module, preprocess: Preprocess, name: str) -> int:
     try:
         with torch.no_grad():
             logits = module(image)
-    except RuntimeError as error:
-        raise ConversionError(f"{name} does not run on {tuple(image.shape)}: {error}") from error
+    except (RuntimeError, AssertionError, ValueError) as error:  # models of one size assert it
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConversionError(f"{name} does not run on {tuple(image.shape)}: {line}") from error
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or math.prod(logits.shape) < 2:
         shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ConversionError(f"{name} gives {shape}; a classifier gives scores of shape (1, classes)")

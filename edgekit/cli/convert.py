@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, metavar="T", help="tflite, coreml or onnx")
     parser.add_argument("--quantize", metavar="P[,P...]", help="precisions, or all (edgekit list precisions)")
     parser.add_argument("--calibrate", metavar="DIR|NAME", help="images that set the ranges of int8")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a .safetensors or .pt file of tensors")
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="a .safetensors or .pt file of tensors, or imagenet"
+    )
     parser.add_argument(
         "--size", type=int, default=224, metavar="PIXELS", help="input of a model by name; default 224"
     )

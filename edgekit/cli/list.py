@@ -41,9 +41,14 @@ def _recipes(args: argparse.Namespace) -> Rows:
 def _models(args: argparse.Namespace) -> Rows:
     from edgekit import models
 
-    rows = [(name, "built in") for name in models.names()]
-    rows += [("torchvision:NAME", "a classifier of torchvision's"), ("timm:NAME", "a model of timm's")]
-    return ("model", "source"), [*rows, ("FILE.py:FACTORY", "your own: a function that returns a torch module")]
+    rows = [(name, f"{models.resolution(name)} px", "built in") for name in models.names()]
+    rows += [
+        ("torchvision:NAME", "", "a classifier of torchvision's"),
+        ("timm:NAME", "", "a model of timm's"),
+        ("FILE.py:FACTORY", "", "your own: a function that returns a torch module"),
+        ("FILE.pt2", "", "your own: a program that torch.export.save wrote"),
+    ]
+    return ("model", "published for", "source"), rows
 
 
 def _targets(args: argparse.Namespace) -> Rows:

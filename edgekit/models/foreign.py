@@ -1,4 +1,4 @@
-"""Models that edgekit does not bring: torchvision's, timm's, and a function in a user's file."""
+"""Models that edgekit does not bring: torchvision's, timm's, a function in a user's file, an exported program."""
 
 import importlib.util
 import inspect
@@ -13,15 +13,18 @@ from edgekit.requires import require
 if TYPE_CHECKING:
     from torch import nn
 
-Kind = Literal["torchvision", "timm", "file"]
+Kind = Literal["torchvision", "timm", "file", "exported"]
+FORMS = ("torchvision:NAME", "timm:NAME", "FILE.py:FACTORY", "FILE.pt2")
 
 
 def kind(name: str) -> Kind | None:
-    """Where a model of that name comes from: ``torchvision:NAME``, ``timm:NAME``, ``FILE.py:FACTORY``."""
+    """Where a model of that name comes from: see FORMS."""
     if name.startswith("torchvision:"):
         return "torchvision"
     if name.startswith("timm:"):
         return "timm"
+    if name.endswith(".pt2"):
+        return "exported"
     return "file" if ".py:" in name or name.endswith(".py") else None
 
 
@@ -32,21 +35,33 @@ def check(name: str) -> None:
             _torchvision(name)
         case "timm":
             _timm(name)
+        case "exported":
+            if not Path(name).is_file():
+                raise UsageError(f"no such file: {name}")
         case _:
             _file(name)
 
 
-def build(name: str, classes: int) -> "nn.Module":
-    """The model with random weights. Raises UsageError when a user's factory gives no module."""
+def build(name: str, classes: int, side: int | None = None) -> "nn.Module":
+    """The model with random weights, or the program of a .pt2 file with its own. Raises UsageError.
+
+    *side*: height and width of its images, for models that are made for one size.
+    """
     from torch import nn
 
     match kind(name):
         case "torchvision":
             models, short = _torchvision(name)
-            model = models.get_model(short, weights=None, num_classes=classes)
+            model = models.get_model(short, weights=None, num_classes=classes, **_torchvision_options(short, side))
         case "timm":
             timm, short = _timm(name)
-            model = timm.create_model(short, pretrained=False, num_classes=classes)
+            sized = side is not None and getattr(timm.get_pretrained_cfg(short), "fixed_input_size", False)
+            options = {"img_size": side} if sized else {}
+            model = timm.create_model(short, pretrained=False, num_classes=classes, **options)
+        case "exported":
+            from edgekit.models.exported import Exported
+
+            model = Exported(Path(name))
         case _:
             model = _call(_factory(name), classes)
     if not isinstance(model, nn.Module):
@@ -60,6 +75,15 @@ def _torchvision(name: str) -> tuple[Any, str]:
     if short not in known:
         raise unknown("torchvision model", short, known)
     return models, short
+
+
+def _torchvision_options(short: str, side: int | None) -> dict[str, Any]:
+    """What get_model needs besides the classes."""
+    if short in ("googlenet", "inception_v3"):  # in training the side classifiers would make a tuple of the logits
+        return {"aux_logits": False, "init_weights": True}
+    if short.startswith("vit_") and side is not None:  # its position embedding is for one size
+        return {"image_size": side}
+    return {}
 
 
 def _timm(name: str) -> tuple[Any, str]:

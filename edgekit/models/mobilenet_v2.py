@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from edgekit.models.blocks import ConvNormAct, InvertedResidual, initialize_, make_divisible
+from edgekit.models.blocks import ConvNormAct, InvertedResidual, Style, initialize_, make_divisible
+from edgekit.recipe import Activation, Padding
 
 
 class Row(NamedTuple):
@@ -35,17 +36,27 @@ class MobileNetV2(nn.Module):
     The head keeps its 1280 channels for widths below 1, as section 6.1 of the paper says.
     """
 
-    def __init__(self, classes: int, width: float = 1.0, stem_stride: int = 2, dropout: float = 0.2) -> None:
+    def __init__(
+        self,
+        classes: int,
+        width: float = 1.0,
+        stem_stride: int = 2,
+        dropout: float = 0.2,
+        activation: Activation = "relu6",
+        padding: Padding = "symmetric",
+    ) -> None:
         super().__init__()
+        style = Style(padding)
         channels = make_divisible(STEM * width)
-        layers: list[nn.Module] = [ConvNormAct(3, channels, kernel=3, stride=stem_stride)]
+        layers: list[nn.Module] = [ConvNormAct(3, channels, 3, stem_stride, act=activation, style=style)]
         for row in TABLE_2:
             wide = make_divisible(row.c * width)
             for block in range(row.n):
-                layers.append(InvertedResidual(channels, wide, row.s if block == 0 else 1, row.t))
+                stride, hidden = (row.s if block == 0 else 1), channels * row.t
+                layers.append(InvertedResidual(channels, wide, stride, hidden, act=activation, style=style))
                 channels = wide
         head = make_divisible(HEAD * max(1.0, width))
-        layers.append(ConvNormAct(channels, head))
+        layers.append(ConvNormAct(channels, head, act=activation, style=style))
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)

@@ -178,7 +178,7 @@ def _own_random_numbers(where: Accelerator) -> Iterator[None]:
 
 def _learner(dataset: Dataset, model: ModelSpec, spec: TrainSpec, where: Accelerator) -> Learner:
     torch.manual_seed(seeds.number(spec.seed, "weights"))
-    network = models.build(model, len(dataset.classes))
+    network = models.build(model, len(dataset.classes), models.side_of(dataset.preprocess))
     probe(network, dataset.preprocess, len(dataset.classes), model.name)
     return Learner(network, dataset.preprocess, spec, where)
 
