@@ -30,6 +30,7 @@ precisions = {
     "int8": "int8 weights (per channel) and activations, ranges set by calibration images",
 }
 extra = "tflite"
+ENOUGH_IMAGES = 200
 SIGNATURE = "serving_default"
 
 
@@ -60,6 +61,15 @@ def convert(source: "ExportSource", variant: Variant, out: Path) -> Conversion:
         output=found.output,
         tools={name: version(name) for name in tools},
         calibration=images.record if images else None,
+        notes=_doubts(images),
+    )
+
+
+def _doubts(images: "CalibrationImages | None") -> tuple[str, ...]:
+    if images is None or images.record.count >= ENOUGH_IMAGES:
+        return ()
+    return (
+        f"calibrated on {images.record.count} images only: with fewer than {ENOUGH_IMAGES} ranges are uncertain",
     )
 
 

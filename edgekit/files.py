@@ -1,5 +1,6 @@
 """Files that are whole or absent: written beside their name, then renamed; and their hashes."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,26 +10,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgekit.errors import UsageError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside *path* to write a file or a folder to; it takes *path*'s place at the end.
 
-    When the body raises, the temporary path is removed and *path* is as it was.
+    When the body raises, the temporary path is removed and *path* is as it was. A link stays: what it points
+    to is replaced. A folder is replaced by a folder only: raises IsADirectoryError instead of losing it.
     """
+    if path.is_symlink():
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: several writers choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     remove(temporary)
     try:
         yield temporary
+        if path.is_dir() and temporary.is_file():
+            raise IsADirectoryError(errno.EISDIR, "is a folder, and is not replaced by a file", str(path))
         if path.is_dir():
             _replace_folder(path, temporary)
         else:
             os.replace(temporary, path)
     except BaseException as error:
         remove(temporary)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
             error.filename = str(path)  # a full disk does not say where
         raise
 
@@ -54,7 +62,25 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def check_output(path: Path, *, folder: bool = False) -> None:
+    """Raise UsageError now where a file, or files in a folder, could not be written after the long work."""
+    if folder and path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file: name a folder")
+    if not folder and path.is_dir():
+        raise UsageError(f"{path} is a folder: name a file")
+    if path.name == "run.json":
+        raise UsageError(f"{path}: run.json is the state of a run: give another name")
+    nearest = path if folder or path.exists() else path.parent
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not os.access(nearest, os.W_OK) or (nearest != path and not nearest.is_dir()):
+        raise UsageError(f"{path} cannot be written: {nearest} is not writable; give another place")
+
+
 def write_text(path: Path, text: str) -> None:
+    if path.exists() and not path.is_file() and not path.is_dir():  # /dev/null, /dev/stdout: nothing to replace
+        path.write_text(text, encoding="utf-8")
+        return
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

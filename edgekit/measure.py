@@ -42,6 +42,8 @@ class Measurement:
     def __post_init__(self) -> None:
         if not len(self.samples_ns) == len(self.starts_ns) == len(self.blocks):
             raise ValueError("samples_ns, starts_ns and blocks differ in length")
+        if min(self.samples_ns, default=1) < 1:
+            raise ValueError("a sample is not positive")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

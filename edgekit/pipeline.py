@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from edgekit import __version__, checkpoint, files, recipe, report, runs
+from edgekit import __version__, checkpoint, files, recipe, report, result, runs
 from edgekit import artifact as artifacts
 from edgekit.artifact import Artifact
 from edgekit.bench import Images, bench
@@ -17,7 +17,7 @@ from edgekit.checkpoint import Checkpoint
 from edgekit.data import Dataset, Split
 from edgekit.data import names as data_names
 from edgekit.device import Device, Progress, open_device
-from edgekit.errors import ArtifactError, UsageError, unknown
+from edgekit.errors import ArtifactError, CheckpointError, ResultError, UsageError, unknown
 from edgekit.preprocess import Pixels, Preprocess
 from edgekit.recipe import BenchSpec, Recipe, Variant
 from edgekit.report import Comparison
@@ -61,14 +61,14 @@ class Pipeline:
         settings = [encode(part, defaults=False) for part in (self.recipe.model, spec, self.recipe.train)]
         return files.sha256_of([*settings, listing])
 
-    def check(self, stages: Sequence[str], devices: Sequence[str]) -> None:
+    def check(self, stages: Sequence[str], devices: Sequence[str], force: Sequence[str]) -> None:
         """Find what would fail hours later: names, folders, packages, addresses."""
-        if "train" in stages and not self.trained():
+        if "train" in stages and ("train" in force or not self.trained()):
             from edgekit import data, models
 
             data.check(self.source)
             models.check(self.recipe.model)
-        if "convert" in stages and not all(map(self._converted, self.recipe.variant)):
+        if "convert" in stages and ("train" in force or not all(map(self._converted, self.recipe.variant))):
             from edgekit import convert
 
             if not self.recipe.variant:
@@ -79,8 +79,15 @@ class Pipeline:
                 open_device(address).close()
 
     def trained(self) -> bool:
-        done = self.run.is_done("train", self._train_key)
-        return done and (self.run.checkpoint / checkpoint.DESCRIPTION).is_file()
+        if not self.run.is_done("train", self._train_key):
+            return False
+        found = checkpoint.read(self.run.checkpoint)
+        weights = self.run.checkpoint / checkpoint.WEIGHTS
+        if not weights.is_file() or files.sha256(weights) != found.weights_sha256:
+            raise CheckpointError(
+                f"{weights} is missing or damaged: restore it, or train again with --force train"
+            )
+        return True
 
     def guard(self, force: Sequence[str], *, may_resume: bool) -> None:
         """Raises UsageError where going on would replace a training that the user did not ask to replace."""
@@ -146,7 +153,9 @@ class Pipeline:
             with self.listener.bar("convert") as progress:
                 for done, variant in enumerate(missing):
                     progress(variant.name, done / len(missing))
-                    convert(source, [variant], images, self.run.artifacts, lambda *_: None)
+                    (made_one,) = convert(source, [variant], images, self.run.artifacts, lambda *_: None)
+                    for note in made_one.notes:
+                        self.listener.say(f"convert: {variant.name}: {note}")
                     self.run.mark(f"convert/{variant.name}", self._convert_key(variant))
                 progress("converted", 1.0)
         made = [
@@ -180,14 +189,14 @@ class Pipeline:
         key = files.sha256_of(
             [
                 hashes,
-                encode(replace(spec, devices=()), defaults=False),
+                encode(replace(spec, devices=("any",)), defaults=False),
                 device.info.fingerprint,
                 dict(device.runtimes),
                 self._train_key,
             ]
         )
         out = self.run.results(address)
-        measured = all(any(out.glob(f"{artifact.name}*.json")) for artifact in able)
+        measured = all(_measured(out, artifact, spec) for artifact in able)
         if measured and self.run.is_done(f"bench/{address}", key):
             self.listener.say(f"bench: {address} done already")
             return
@@ -210,7 +219,7 @@ class Pipeline:
             "Recipe": str(self.run.folder / runs.RECIPE),
             "Model": f"{trained.model.name}, width {trained.model.width:g}",
             "Data": trained.provenance.get("dataset", self.source),
-            "Float top-1 in training": f"{100 * trained.metrics['val_top1']:.2f} %",
+            "Float model in training": _accuracy(trained),
             "Weights (SHA-256)": trained.weights_sha256,
             "edgekit": __version__,
         }
@@ -239,14 +248,14 @@ def run(
     for stage in (until, *force):
         if stage not in STAGES:
             raise unknown("stage", stage, STAGES)
-    text = text or recipe.path_of(name).read_text(encoding="utf-8")
+    text = text or recipe.text_of(name)
     followed = recipe.parse(text, name)
     source = resolve(data or followed.data.source)
     folder = Run(folder=out or Path("runs") / _folder_name(name, source if data else ""))
     stages = STAGES[: STAGES.index(until) + 1]
     addresses = tuple(devices) or followed.bench.devices
     pipeline = Pipeline(folder, followed, source, listener)
-    pipeline.check(stages, addresses)
+    pipeline.check(stages, addresses, force)
     with folder.locked():
         pipeline.guard(force, may_resume=may_resume)
         folder.begin(name, source, text)
@@ -290,6 +299,15 @@ def images_of(dataset: Dataset) -> Images:
     )
 
 
+def _measured(out: Path, artifact: Artifact, spec: BenchSpec) -> bool:
+    """Whether the artifact has whole results for every thread count."""
+    names = [f"{artifact.name}-t{n}" for n in spec.threads] if len(spec.threads) > 1 else [artifact.name]
+    try:
+        return all(result.read(out / f"{name}.json").artifact.sha256 == artifact.sha256 for name in names)
+    except ResultError:  # missing or damaged: it is measured again
+        return False
+
+
 def _duration(artifacts: int, spec: BenchSpec) -> float:
     """The least seconds that a visit takes."""
     return artifacts * len(spec.threads) * (spec.seconds + spec.warmup_seconds)
@@ -307,4 +325,5 @@ def _folder_name(name: str, source: str) -> str:
 
 
 def _accuracy(found: Checkpoint) -> str:
-    return f"top-1 {100 * found.metrics['val_top1']:.2f} % on the held-out images"
+    top1 = found.metrics.get("val_top1")
+    return "top-1 unknown" if top1 is None else f"top-1 {100 * top1:.2f} % on the held-out images"

@@ -107,6 +107,11 @@ class BenchSpec:
     warmup: Count = 10
     warmup_seconds: NotNegative = 2.0
 
+    def __post_init__(self) -> None:
+        for name in ("devices", "threads"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: name one or more")
+
 
 QUICK = BenchSpec(samples=128, seconds=10.0)
 
@@ -155,12 +160,16 @@ def path_of(name: str) -> Path:
 
 def load(name: str) -> Recipe:
     """The recipe of a shipped name or a path. Raises RecipeError with every fault of the file."""
+    return parse(text_of(name), str(path_of(name)))
+
+
+def text_of(name: str) -> str:
+    """The TOML of a shipped name or a path. Raises UsageError or RecipeError."""
     path = path_of(name)
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
+        return path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
     except UnicodeDecodeError as error:
         raise RecipeError(str(path), [f"not TOML, which is UTF-8: {error}"]) from error
-    return parse(text, str(path))
 
 
 def parse(text: str, source: str) -> Recipe:

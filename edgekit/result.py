@@ -57,6 +57,10 @@ class Predictions:
     top: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k is {self.k}; it must be at least 1")
+        if min(self.top, default=0) < 0 or min(self.truth, default=0) < 0:
+            raise ValueError("a class index is negative")
         if len(self.top) != self.k * len(self.truth):
             raise ValueError(f"{len(self.top)} predictions for {len(self.truth)} images of {self.k}")
 

@@ -79,7 +79,8 @@ class Run:
         state = self.state()
         if state is None and self.folder.exists() and (not self.folder.is_dir() or any(_visible(self.folder))):
             raise UsageError(f"{self.folder} exists and is no run of edgekit: give another --out")
-        if state is not None and state.source != source:
+        begun = state is not None and (state.done or (self.folder / "train").exists())
+        if state is not None and begun and state.source != source:
             raise UsageError(
                 f"{self.folder} is a run on the data {state.source}, not {source}: give another --out, "
                 "or the same --data"
@@ -90,7 +91,7 @@ class Run:
         for pattern in (".*.part*", ".*.old*"):  # what a killed process left half-written
             for path in self.folder.rglob(pattern):
                 files.remove(path)
-        state = self.state() or State(name=name, source=source)
+        state = replace(self.state() or State(name=name, source=source), source=source)
         files.write_text(self.folder / RECIPE, recipe_text)
         self._write(replace(state, name=name))
 
@@ -160,6 +161,7 @@ def collect(paths: list[Path]) -> tuple[list[Result], list[Artifact]]:
         if not path.exists():
             raise UsageError(f"no such file or folder: {path}")
         if is_run(path):
+            Run(folder=path).state()  # raises for a damaged one
             current = read_artifacts(path / "artifacts")
             hashes = {artifact.sha256 for artifact in current}
             results = [result.read(file) for file in sorted((path / "results").glob("*/*.json"))]

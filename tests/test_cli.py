@@ -96,6 +96,9 @@ BAD = [
     (("inspect", "missing.onnx"), 1, "no such file", ""),
     (("inspect", "bad.toml"), 2, "unknown kind of model file '.toml'", ".tflite"),
     (("inspect", "lonely.tflite"), 1, "lonely.tflite is not a TFLite model", ""),
+    (("compare", "bad.json", "--json", "taken"), 2, "taken is a folder: name a file", ""),
+    (("show", "binary.toml"), 2, "binary.toml: 1 fault", "UTF-8"),
+    (("run", "binary.toml"), 2, "binary.toml: 1 fault", "UTF-8"),
     (("list", "recipe"), 2, "unknown kind 'recipe'", "did you mean 'recipes'?"),
     (("list", "precisions", "--target", "tf"), 2, "unknown target 'tf'", "tflite"),
     (("show", "nothing"), 2, "unknown recipe 'nothing'", "quickstart"),
@@ -112,6 +115,7 @@ def test_bad_input_gets_one_clear_answer(
     Path("taken").mkdir()
     Path("taken", "letter.txt").write_text("dear diary")
     Path("bad.toml").write_text("[model]\nnam = 'x'\n")
+    Path("binary.toml").write_bytes(b"\xff[model]")
     Path("bad.json").write_text('{"format": 1, ')
     Path("lonely.tflite").write_bytes(b"not a model at all")
     before = sorted(path for path in Path().rglob("*") if path.name != ".lock")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgekit import files
+from edgekit.errors import UsageError
 
 
 def names(folder: Path) -> list[str]:
@@ -155,3 +156,39 @@ def test_the_hash_of_a_value_knows_no_order_of_keys() -> None:
     assert files.sha256_of({"a": 1, "b": [1, 2]}) == files.sha256_of({"b": [1, 2], "a": 1})
     assert files.sha256_of({"b": [1, 2]}) != files.sha256_of({"b": [2, 1]})
     assert files.sha256_of(1) != files.sha256_of("1")
+
+
+def test_a_folder_is_never_replaced_by_a_file(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("a cat")
+    with pytest.raises(IsADirectoryError):
+        files.write_text(tmp_path / "photos", "{}")
+    assert (tmp_path / "photos" / "cat.jpg").read_text() == "a cat"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("real.json")
+    files.write_text(tmp_path / "link.json", "new")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "real.json").read_text() == "new"
+
+
+def test_a_device_is_written_to_and_not_replaced() -> None:
+    files.write_text(Path("/dev/null"), "nothing")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_outputs_are_checked_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    files.check_output(tmp_path / "new" / "deep" / "report.html")
+    files.check_output(tmp_path / "results", folder=True)
+    with pytest.raises(UsageError, match="is a folder: name a file"):
+        files.check_output(tmp_path)
+    with pytest.raises(UsageError, match="is a file: name a folder"):
+        files.check_output(tmp_path / "file", folder=True)
+    with pytest.raises(UsageError, match="cannot be written"):
+        files.check_output(tmp_path / "file" / "report.html")
+    with pytest.raises(UsageError, match="the state of a run"):
+        files.check_output(tmp_path / "run.json")

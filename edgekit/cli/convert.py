@@ -6,6 +6,7 @@ from edgekit.cli.terminal import (
     Terminal,
     add_json,
     add_preprocess,
+    pixels,
     read_labels,
     read_preprocess,
     table,
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", type=Path, metavar="FILE", help="a .safetensors or .pt file of tensors, or imagenet"
     )
     parser.add_argument(
-        "--size", type=int, default=224, metavar="PIXELS", help="input of a model by name; default 224"
+        "--size", type=pixels, default=224, metavar="PIXELS", help="input of a model by name; default 224"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where files go; default artifacts/MODEL")
     add_preprocess(parser)
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from edgekit import convert, units
+    from edgekit.errors import UsageError
     from edgekit.recipe import Variant
     from edgekit.schema import encode
 
@@ -66,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     )
     for note in found.notes:
         terminal.say(f"convert: {note}")
+    if found.source.calibrate is None and "int8" in precisions:
+        raise UsageError("int8 needs calibration images: give --calibrate DIR, or leave it out of --quantize")
     if found.source.calibrate:
         images = found.source.calibrate(CalibrationSpec(images=PARITY_IMAGES, seed=1)).pixels_NHWC
     else:
@@ -74,6 +78,9 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path("artifacts", found.name)
     with terminal.bar("convert") as progress:
         made = convert.convert(found.source, variants, images, out, progress)
+    for one in made:
+        for note in one.notes:
+            terminal.say(f"convert: {one.name}: {note}")
     if args.json != STDOUT:
         rows = []
         for one in made:

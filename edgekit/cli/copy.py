@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from edgekit import files, recipe
 
-    text = recipe.path_of(args.recipe).read_text(encoding="utf-8")
+    text = recipe.text_of(args.recipe)
     if args.file.suffix != ".toml":
         raise UsageError(f"a recipe's name ends in .toml, got {str(args.file)!r}")
     if args.file.exists():

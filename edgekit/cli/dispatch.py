@@ -6,7 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
+from edgekit import files
 from edgekit.cli import COMMANDS
 from edgekit.errors import EdgekitError, unknown
 
@@ -29,7 +31,9 @@ def dispatch(command: str, words: Sequence[str]) -> int:
         )
         module.add_arguments(parser)
         parser.add_argument("--debug", action="store_true", help="show a traceback when something fails")
-        status: int = module.run(parser.parse_args(words))
+        args = parser.parse_args(words)
+        _check_outputs(args)
+        status: int = module.run(args)
         sys.stdout.flush()
         return status
     except EdgekitError as error:
@@ -52,6 +56,16 @@ def dispatch(command: str, words: Sequence[str]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         _tell(f"{where}{error.strerror or error}{cure}")
         return 1
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """What cannot be written is told before the work and not after it."""
+    if getattr(args, "json", None) not in (None, "-"):
+        files.check_output(Path(args.json))
+    if getattr(args, "html", None):
+        files.check_output(args.html)
+    if getattr(args, "out", None):
+        files.check_output(args.out, folder=True)
 
 
 def _tell(text: str) -> None:

@@ -1,7 +1,7 @@
 import argparse
 from pathlib import Path
 
-from edgekit.cli.terminal import STDOUT, Terminal, add_json, show
+from edgekit.cli.terminal import STDOUT, Terminal, add_json, show, write_json
 
 EXAMPLES = """examples:
   edgekit run quickstart
@@ -40,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
         allow_invalid=args.allow_invalid,
     )
     if comparison is None:
-        print(f"{folder.folder}: done up to {args.until}")
+        if args.json != STDOUT:
+            print(f"{folder.folder}: done up to {args.until}")
+        write_json(args.json, {"run": str(folder.folder), "until": args.until})
         return 0
     show(comparison, args.json)
     if args.json != STDOUT:

@@ -19,6 +19,6 @@ def run(args: argparse.Namespace) -> int:
 
     found = recipe.load(args.recipe)
     if args.json != "-":
-        print(recipe.path_of(args.recipe).read_text(encoding="utf-8"), end="")
+        print(recipe.text_of(args.recipe), end="")
     write_json(args.json, encode(found))
     return 0

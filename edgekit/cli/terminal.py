@@ -90,9 +90,9 @@ def read_preprocess(name: str, height: int, width: int) -> Preprocess:
     if not path.is_file():
         raise UsageError(f"--preprocess {name!r} is neither a file nor one of {', '.join(PRESETS)}")
     try:
-        value = {"height": height, "width": width, **tomllib.loads(path.read_text(encoding="utf-8"))}
+        value = {"height": height, "width": width, **tomllib.loads(path.read_text(encoding="utf-8-sig"))}
         found = decode(Preprocess, value)
-    except (tomllib.TOMLDecodeError, SchemaError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, SchemaError) as error:
         raise UsageError(f"--preprocess {path}: {error}") from error
     if (found.height, found.width) != (height, width):
         raise UsageError(
@@ -105,9 +105,15 @@ def read_labels(path: Path) -> tuple[str, ...]:
     """The class names in a file, one a line. Raises UsageError for none or for one that stands twice."""
     if not path.is_file():
         raise UsageError(f"--labels: no such file: {path}")
-    labels = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--labels: {path} is not UTF-8 text: {error}") from error
+    labels = tuple(line.strip() for line in lines if line.strip())
     if not labels:
         raise UsageError(f"--labels: {path} is empty; it should hold one class name a line")
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise UsageError(f"--labels: {path} names {', '.join(twice)} twice; make the names distinct")
     return labels
 
 
@@ -129,3 +135,19 @@ def numbers(text: str) -> tuple[int, ...]:
     if not values or min(values) < 1:
         raise argparse.ArgumentTypeError(f"expected numbers like 1,2,4, got {text!r}")
     return values
+
+
+def pixels(text: str) -> int:
+    """A height and width, for argparse."""
+    return _between(text, 1, 4096)
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    return _between(text, 1, 1_000_000)
+
+
+def _between(text: str, low: int, high: int) -> int:
+    if not text.isdigit() or not low <= int(text) <= high:
+        raise argparse.ArgumentTypeError(f"expected a whole number between {low} and {high}, got {text!r}")
+    return int(text)

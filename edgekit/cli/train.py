@@ -1,7 +1,7 @@
 import argparse
 from pathlib import Path
 
-from edgekit.cli.terminal import Terminal, add_json, write_json
+from edgekit.cli.terminal import Terminal, add_json, count, pixels, write_json
 from edgekit.errors import UsageError, nearest
 
 EXAMPLES = """examples:
@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder; default runs/NAME")
     parser.add_argument("--resume", action="store_true", help="go on with a training that was cut off")
     parser.add_argument("--force", action="store_true", help="train again, replacing what is there")
-    parser.add_argument("--size", type=int, metavar="PIXELS", help="input height and width, for a model's name")
-    parser.add_argument("--epochs", type=int, metavar="N", help="epochs, for a model's name")
+    parser.add_argument("--size", type=pixels, metavar="PIXELS", help="input height and width, for a model's name")
+    parser.add_argument("--epochs", type=count, metavar="N", help="epochs, for a model's name")
     add_json(parser)
 
 
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from edgekit import checkpoint, pipeline
 
     text = "" if _is_recipe(args.what) else _recipe_for(args)
-    if not text and (args.size or args.epochs):
+    if not text and (args.size is not None or args.epochs is not None):
         raise UsageError(
             "--size and --epochs belong to a model's name; what a recipe is, the recipe says: edit it"
         )
