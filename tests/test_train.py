@@ -292,13 +292,15 @@ def test_settings_that_cannot_be_trained(dataset: Dataset, tmp_path: Path) -> No
     with pytest.raises(DataError, match="noise has 1 training and 20 held-out images"):
         train(replace(dataset, train=images(1, 1)), TINY, SPEC, tmp_path)
     if not torch.cuda.is_available():
-        with pytest.raises(UsageError, match="precision = 'fp16' needs a GPU"):
-            train(dataset, TINY, replace(SPEC, precision="fp16"), tmp_path)
+        for precision in ("fp16", "bf16"):
+            half: Any = {"precision": precision}
+            with pytest.raises(UsageError, match=f"precision = '{precision}' needs a GPU"):
+                train(dataset, TINY, replace(SPEC, **half), tmp_path)
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"optimizer": "sgd"}, {"ema": 0.0}, {"precision": "bf16"}, {"label_smoothing": 0.0, "warmup_epochs": 9.0}],
+    [{"optimizer": "sgd"}, {"ema": 0.0}, {"precision": "fp32"}, {"label_smoothing": 0.0, "warmup_epochs": 9.0}],
 )
 def test_other_settings_train(change: dict[str, Any], dataset: Dataset, tmp_path: Path) -> None:
     train(dataset, TINY, replace(SPEC, epochs=1, **change), tmp_path)

@@ -3,7 +3,9 @@
 import argparse
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +20,8 @@ INTERRUPTED = 130
 def dispatch(command: str, words: Sequence[str]) -> int:
     """The exit status of *command*. With ``--debug`` errors come as tracebacks."""
     debug = "--debug" in words
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         if command not in COMMANDS:
             raise unknown("command", command, COMMANDS)
@@ -56,6 +60,11 @@ def dispatch(command: str, words: Sequence[str]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         _tell(f"{where}{error.strerror or error}{cure}")
         return 1
+
+
+def _terminate(number: int, frame: object) -> None:
+    """End as an exception does, so that temporary folders and the agent go too."""
+    raise SystemExit(128 + number)
 
 
 def _check_outputs(args: argparse.Namespace) -> None:

@@ -3,11 +3,12 @@
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgekit.errors import MissingDependency, UsageError, unknown
+from edgekit.errors import EdgekitError, MissingDependency, UsageError, unknown
 from edgekit.requires import require
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def build(name: str, classes: int, side: int | None = None) -> "nn.Module":
 
             model = Exported(Path(name))
         case _:
-            model = _call(_factory(name), classes)
+            model = _own(name, classes)
     if not isinstance(model, nn.Module):
         raise UsageError(f"{name} returned {type(model).__name__}; the factory must return a torch.nn.Module")
     return model
@@ -124,6 +125,20 @@ def _factory(name: str) -> Callable[..., Any]:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise unknown(f"function in {path}", function, known)
     return factory  # type: ignore[no-any-return]
+
+
+def _own(name: str, classes: int) -> Any:
+    """What the user's factory returns. Whatever the user's code raises is told with its line."""
+    try:
+        return _call(_factory(name), classes)
+    except EdgekitError:
+        raise
+    except Exception as error:
+        path = _file(name)[0].resolve()
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path]
+        where = f"{path}, line {lines[-1]}" if lines else path
+        raise UsageError(f"{name} failed in {where}: {type(error).__name__}: {error}") from error
 
 
 def _call(factory: Callable[..., Any], classes: int) -> Any:
