@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgekit import convert, files, mil, models, source
+from edgekit import convert, files, models, source
 from edgekit.errors import CheckpointError, ConversionError, UsageError
 from edgekit.export import ExportSource, PixelClassifier
 from edgekit.models import blocks, pretrained
@@ -659,8 +659,6 @@ FAMILIES = (*models.names()[:6], "efficientnet_b0", "efficientnet_lite0")
 @pytest.mark.parametrize("target", ["tflite", "onnx", "coreml"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_converts(name: str, target: str, tmp_path: Path) -> None:
-    if (name, target) == ("efficientnet_lite0", "coreml") and "pad" not in mil._OPERATORS:
-        pytest.skip("edgekit.mil does not know Core ML's pad, which TensorFlow's padding rule becomes")
     contract = preset("imagenet", 64, 64)
     network = randomised(models.build(ModelSpec(name=name, width=0.25), 10))
     given = ExportSource(
