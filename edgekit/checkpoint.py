@@ -63,6 +63,16 @@ def read(folder: Path) -> Checkpoint:
     return replace(checkpoint, path=folder)
 
 
+def find(folder: Path) -> Checkpoint:
+    """The checkpoint that *folder* is, or the best one of the run that it is. Raises CheckpointError."""
+    for place in (folder, folder / "train" / "best"):
+        if (place / DESCRIPTION).is_file():
+            return read(place)
+    raise CheckpointError(
+        f"{folder} is neither a run nor a checkpoint: it holds no {DESCRIPTION} and no train/best"
+    )
+
+
 def read_weights(checkpoint: Checkpoint) -> "dict[str, Tensor]":
     """The tensors by name, on the CPU. Raises CheckpointError when the file is missing, cut short or changed."""
     path = checkpoint.path / WEIGHTS

@@ -140,6 +140,34 @@ def _cropped(picture: "Image", p: Preprocess, method: "Resampling") -> "Image":
     return picture.resize((p.width, p.height), method, box=(left * x, top * y, right, bottom))
 
 
+ASPECT = 4 / 3  # of a random resized crop, or its inverse
+
+
+def cut_out(draws: Any, least: float, width: Any = 1.0, height: Any = 1.0) -> tuple[Any, Any]:
+    """The shares of the width and of the height that random resized crops keep.
+
+    *draws* (N, 4), from 0 to 1, NumPy or torch, decide area, aspect ratio, x and y. A crop that would be wider or
+    higher than its picture is cut off there. Source: https://arxiv.org/abs/1409.4842, section 6.
+    """
+    area, ratio = least + (1 - least) * draws[..., 0], ASPECT ** (2 * draws[..., 1] - 1)
+    return ((area * ratio * height / width) ** 0.5).clip(max=1.0), ((area / ratio * width / height) ** 0.5).clip(
+        max=1.0
+    )
+
+
+def random_crop(image: "Image", preprocess: Preprocess, draws: npt.NDArray[np.float32], least: float) -> Pixels:
+    """A random resized crop (H, W, 3) of a picture, for training; *draws* (4) as in `cut_out`."""
+    from PIL import Image
+
+    picture = rgb(image)
+    wide, high = cut_out(draws, least, picture.width, picture.height)
+    left, top = draws[2] * (1 - wide) * picture.width, draws[3] * (1 - high) * picture.height
+    box = (left, top, left + wide * picture.width, top + high * picture.height)
+    box = (box[0], box[1], min(float(box[2]), picture.width), min(float(box[3]), picture.height))
+    method = Image.Resampling[preprocess.interpolation.upper()]
+    return np.asarray(picture.resize((preprocess.width, preprocess.height), method, box=box))
+
+
 def _inside(size: tuple[int, int], limit: tuple[int, int]) -> tuple[int, int]:
     """The largest size of the same aspect ratio inside *limit*, at least 1 pixel either way."""
     width, height = size

@@ -9,19 +9,17 @@ from typing import Annotated, Literal
 from edgekit import plugins
 from edgekit.errors import RecipeError, UsageError, nearest
 from edgekit.preprocess import Preprocess
-from edgekit.schema import Between, SchemaError, decode
+from edgekit.schema import Between, SchemaError, decode, encode
+from edgekit.trainspec import Count, NotNegative, TrainSpec
 
-Count = Annotated[int, Between(1)]
-Share = Annotated[float, Between(0.0, 1.0)]
-Positive = Annotated[float, Between(1e-12)]
-NotNegative = Annotated[float, Between(0.0)]
 Activation = Literal["relu", "relu6", "hswish", "silu"]
 Padding = Literal["symmetric", "same"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
-    """``stem_stride = 1`` suits images of 32 to 64 pixels. What is None is as the architecture has it.
+    """``stem_stride = 1``, and ``stage_stride = 1`` of the first stage that halves the image after the stem, suit
+    images of 32 to 64 pixels. What is None is as the architecture has it.
 
     ``padding = "same"`` is TensorFlow's rule; ``drop_path`` the share of residual branches dropped at the end.
     """
@@ -29,6 +27,7 @@ class ModelSpec:
     name: str
     width: Annotated[float, Between(0.05, 4.0)] = 1.0
     stem_stride: Literal[1, 2] = 2
+    stage_stride: Literal[1, 2] = 2
     dropout: Annotated[float, Between(0.0, 0.9)] | None = None
     drop_path: Annotated[float, Between(0.0, 0.9)] | None = None
     activation: Activation | None = None
@@ -44,33 +43,6 @@ class DataSpec:
     val_fraction: Annotated[float, Between(0.01, 0.9)] = 0.2
     split_seed: int = 0
     preprocess: Preprocess
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AugmentSpec:
-    """Random changes of a training image: mirror it, shift it, scale it, by shares of its size."""
-
-    flip: bool = True
-    shift: Share = 0.1
-    scale: Annotated[float, Between(0.0, 0.9)] = 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainSpec:
-    """``learning_rate`` is the peak after warm-up; ``ema`` the decay of the weight average, 0 for none."""
-
-    epochs: Count
-    batch_size: Count = 64
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: Positive = 1e-3
-    momentum: Share = 0.9
-    weight_decay: NotNegative = 0.01
-    warmup_epochs: NotNegative = 1.0
-    label_smoothing: Share = 0.1
-    ema: Annotated[float, Between(0.0, 0.9999)] = 0.0
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    seed: int = 0
-    augment: AugmentSpec = field(default_factory=AugmentSpec)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,22 +154,20 @@ def parse(text: str, source: str) -> Recipe:
         raise RecipeError(source, error.faults) from error
 
 
-def for_model(name: str, source: str, *, size: int, epochs: int) -> str:
-    """The text of a recipe that trains a model by name; the user finds it in the run folder, to edit."""
-    return f"""\
-[model]
-name = {json.dumps(name)}
+def for_model(name: str, source: str, contract: Preprocess, *, epochs: int, weights: str | None = None) -> str:
+    """The text of a recipe that trains a model by name; the user finds it in the run folder, to edit.
 
-[data]
-source = {json.dumps(source)}
-
-[data.preprocess]
-height = {size}
-width = {size}
-crop_fraction = 0.875
-mean = [0.485, 0.456, 0.406]
-std = [0.229, 0.224, 0.225]
-
-[train]
-epochs = {epochs}
-"""
+    With *weights* it fine-tunes: the last layer first, then all of the network, at a lower rate.
+    """
+    lines = ["[model]", f"name = {json.dumps(name)}", "", "[data]", f"source = {json.dumps(source)}", ""]
+    lines += ["[data.preprocess]", f"height = {contract.height}", f"width = {contract.width}"]
+    lines += [
+        f"{key} = {json.dumps(value)}"
+        for key, value in encode(contract, defaults=False).items()
+        if key not in ("height", "width")
+    ]
+    lines += ["", "[train]", f"epochs = {epochs}"]
+    if weights:
+        lines += ["learning_rate = 5e-4", "", "[train.finetune]", f"weights = {json.dumps(weights)}"]
+        lines += [f"freeze_epochs = {min(2, epochs - 1)}"]
+    return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ from torch import nn
 
 from edgekit import checkpoint, models
 from edgekit.checkpoint import Checkpoint
-from edgekit.errors import CheckpointError, MissingDependency, UsageError
+from edgekit.errors import CheckpointError, UsageError
 from edgekit.models.blocks import make_divisible
 from edgekit.models.cost import cost
 from edgekit.models.mobilenet_v2 import MobileNetV2
@@ -107,12 +107,6 @@ def test_a_model_of_torchvisions() -> None:
 def test_options_of_built_in_models_are_not_dropped() -> None:
     with pytest.raises(UsageError, match=r"model.width = 0.5 applies to built-in models only \(mobilenet_v1, mob"):
         models.check(ModelSpec(name="torchvision:resnet18", width=0.5))
-
-
-def test_timm_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingDependency, match="needs the package timm: pip install timm"):
-        models.check(ModelSpec(name="timm:mobilenetv3_small_100"))
 
 
 OWN = """

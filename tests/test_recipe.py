@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-from edgekit import convert, models, recipe
+from edgekit import recipe
 from edgekit.errors import RecipeError, UsageError
+from edgekit.preprocess import preset
 from edgekit.recipe import BenchSpec, CalibrationSpec, Recipe, Variant
 
 SHIPPED = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
@@ -30,22 +30,6 @@ def fault(text: str) -> str:
     with pytest.raises(RecipeError) as caught:
         recipe.parse(text, "my.toml")
     return str(caught.value)
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_a_shipped_recipe_trains_one_step(path: Path) -> None:
-    found = recipe.load(path.stem)
-    assert found == recipe.load(str(path))
-    assert found.description
-    convert.check(found.variant)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = models.build(found.model, 10).train()
-        size = found.data.preprocess
-        loss = model(torch.randn(4, 3, size.height, size.width)).logsumexp(1).sum()
-        loss.backward()
-    assert torch.isfinite(loss)
-    assert all(weights.grad is not None and weights.grad.isfinite().all() for weights in model.parameters())
 
 
 def test_the_quickstart_is_shipped() -> None:
@@ -101,7 +85,7 @@ def test_every_fault_of_a_file_with_its_path() -> None:
         "  data.val_fraction: 0.95 is out of range; it must be between 0.01 and 0.9\n"
         "  data.preprocess: std must be positive, got (1.0, 1.0, 0.0)\n"
         "  train.epochs: 0 is out of range; it must be at least 1\n"
-        "  train.optimizer: 'adam' is not one of 'adamw', 'sgd'; did you mean 'adamw'?\n"
+        "  train.optimizer: 'adam' is not one of 'adamw', 'sgd', 'rmsprop'; did you mean 'adamw'?\n"
         "  train.learning_rate: expected a finite number, got inf\n"
         "  train.augment.flip: expected true or false, got 'yes'\n"
         "  variant[0].precision: missing; it is required\n"
@@ -170,7 +154,7 @@ def test_errors_of_recipes_end_with_2() -> None:
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", 'C:\\mödels "x".py:build'])
 def test_the_text_for_a_model_by_name_decodes(name: str) -> None:
-    text = recipe.for_model(name, "a folder", size=96, epochs=7)
+    text = recipe.for_model(name, "a folder", preset("imagenet", 96, 96), epochs=7)
     found = recipe.parse(text, "my.toml")
     assert isinstance(found, Recipe)
     assert (found.model.name, found.data.source, found.train.epochs) == (name, "a folder", 7)

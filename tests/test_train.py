@@ -23,14 +23,16 @@ from edgekit.data.dataset import Memory
 from edgekit.errors import CheckpointError, DataError, TrainingError, UsageError
 from edgekit.models.normalize import Normalize
 from edgekit.preprocess import Preprocess
-from edgekit.recipe import AugmentSpec, DataSpec, ModelSpec, TrainSpec
+from edgekit.recipe import DataSpec, ModelSpec
 from edgekit.train import BEST, LAST, METRICS, STATE, accelerator, batches, loop, train
 from edgekit.train import state as states
 from edgekit.train.augment import augmented
 from edgekit.train.average import Average
-from edgekit.train.learner import decay_groups
+from edgekit.train.learner import parameter_groups
+from edgekit.train.loop import MADE
 from edgekit.train.schedule import learning_rate
 from edgekit.train.seeds import generator
+from edgekit.trainspec import AugmentSpec, TrainSpec
 
 TINY = ModelSpec(name="mobilenet_v2", width=0.05, stem_stride=2, dropout=0.3)
 SPEC = TrainSpec(
@@ -107,11 +109,11 @@ def assert_equal_runs(first: Path, second: Path) -> None:
         one, two = checkpoint.read(first / name), checkpoint.read(second / name)
         assert replace(one, path=Path()) == replace(two, path=Path())
         assert same(one, two)
-    assert sorted(path.name for path in second.iterdir()) == sorted([BEST, LAST, METRICS, STATE])
+    assert sorted(path.name for path in second.iterdir()) == sorted([*MADE, STATE])
 
 
 def test_what_a_training_leaves(whole: Path, dataset: Dataset) -> None:
-    assert sorted(path.name for path in whole.iterdir()) == sorted([BEST, LAST, METRICS, STATE])
+    assert sorted(path.name for path in whole.iterdir()) == sorted([*MADE, STATE])
     lines = rows(whole)
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
     assert all(math.isfinite(value) for line in lines for value in line.values())
@@ -324,19 +326,29 @@ def test_files_on_disk_train_like_pixels_in_memory(tmp_path: Path, monkeypatch: 
 
 
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
-    rates = [learning_rate(step, steps=110, warmup=10, peak=2.0) for step in range(110)]
+    rate = learning_rate(TrainSpec(epochs=11, learning_rate=2.0), 10)
+    rates = [rate(step) for step in range(110)]
     assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
     assert rates[10] == 2.0
     assert rates[60] == pytest.approx(1.0)
     assert rates[35] == pytest.approx(1 + math.cos(math.pi / 4))
     assert rates[109] == pytest.approx(1 + math.cos(math.pi * 0.99))
-    assert learning_rate(0, steps=10, warmup=0, peak=2.0) == 2.0
-    assert learning_rate(9, steps=10, warmup=10, peak=2.0) == 2.0
+    assert learning_rate(TrainSpec(epochs=1, learning_rate=2.0, warmup_epochs=0), 10)(0) == 2.0
+    assert learning_rate(TrainSpec(epochs=1, learning_rate=2.0, warmup_epochs=9), 10)(9) == 2.0
+
+
+def test_the_learning_rate_falls_in_steps() -> None:
+    spec = TrainSpec(
+        epochs=8, learning_rate=0.1, warmup_epochs=1, schedule="step", step_epochs=2.5, step_factor=0.5
+    )
+    rate = learning_rate(spec, 10)
+    assert [rate(step) for step in (0, 9, 10, 24)] == pytest.approx([0.01, 0.1, 0.1, 0.1])
+    assert [rate(step) for step in (25, 49, 50, 79)] == pytest.approx([0.05, 0.05, 0.025, 0.0125])
 
 
 def test_norms_and_biases_are_not_decayed() -> None:
     model = models.build(TINY, 3)
-    decayed, plain = decay_groups(model, 0.05)
+    decayed, plain = parameter_groups(model, 0.05)
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
     kinds = {id(p): type(m) for m in model.modules() for p in m.parameters(recurse=False)}
     assert {kinds[id(p)] for p in decayed["params"]} == {nn.Conv2d, nn.Linear}

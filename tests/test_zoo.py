@@ -305,7 +305,7 @@ TIMM = ("mobilenet_v1", "mobilenet_v1, 1.25", *(f"efficientnet_lite{i}" for i in
 
 @pytest.mark.parametrize("case", TIMM)
 def test_timms_weights_give_timms_logits(case: str) -> None:
-    timm = pytest.importorskip("timm", reason="timm is not installed: pip install timm")
+    timm = pytest.importorskip("timm", reason="timm is not installed: pip install 'edgekit[timm]'")
     name, _, width = case.partition(", ")
     spec = ModelSpec(name=name, width=float(width or 1))
     file = pretrained.TIMM[name, spec.width]
@@ -424,7 +424,7 @@ def test_what_has_no_weights_says_so() -> None:
         ModelSpec(name="mobilenet_v2", width=0.5),
         ModelSpec(name="mobilenet_v3_large_minimalistic"),
         ModelSpec(name="efficientnet_b0", activation="relu"),
-        ModelSpec(name="torchvision:resnet18"),
+        ModelSpec(name="timm:resnet18"),
     ):
         with pytest.raises(
             UsageError, match=f"no ImageNet weights of {spec.name}.*; there are of efficientnet_b0, "

@@ -88,6 +88,6 @@ def _folder(source: str) -> Path:
         raise DataError(
             f"no such data: {source!r} is neither a folder nor built in ({', '.join(names())})"
             f"{nearest(source, names()) if '/' not in source else ''}; give a folder that holds one folder of "
-            "images a class"
+            "images a class (--data DIR)"
         )
     return root

@@ -3,7 +3,7 @@
 Shapes: N images, H height, W width; pixels are uint8 RGB at the contract's size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from edgekit import files
 from edgekit.errors import DataError
-from edgekit.preprocess import Pixels, Preprocess, load_pixels, pixels
+from edgekit.preprocess import Pixels, Preprocess, load_image, load_pixels, pixels, random_crop
 
 Rows = npt.NDArray[np.int64]
 
@@ -51,6 +51,21 @@ class Split:
     def read(self, indices: Sequence[int] | npt.NDArray[Any] | None = None) -> Pixels:
         """The pixels (N, H, W, 3) of the images at *indices*, of all without. Raises DataError."""
         return self.reader.read(self.rows if indices is None else self.rows[np.asarray(indices, np.int64)])
+
+    @property
+    def has_files(self) -> bool:
+        """Whether each picture is decoded from its file when it is read: random crops come from all of it then."""
+        return isinstance(self.reader, Files)
+
+    def read_crops(self, indices: npt.NDArray[Any], draws: npt.NDArray[np.float32], least: float) -> Pixels:
+        """Random resized crops (N, H, W, 3) of files, see `preprocess.random_crop`. Raises DataError."""
+        assert isinstance(self.reader, Files)
+        return self.reader.read_crops(self.rows[np.asarray(indices, np.int64)], draws, least)
+
+    def sample(self, count: int, seed: int = 0) -> Pixels:
+        """The pixels of a seeded choice of *count* images, of all where there are fewer."""
+        order = np.random.default_rng(seed).permutation(len(self))[:count]
+        return self.read(np.sort(order))
 
     def take(self, indices: Sequence[int]) -> "Split":
         """The images at *indices*, in that order."""
@@ -112,11 +127,19 @@ class Files:
         return False
 
     def read(self, rows: Rows) -> Pixels:
+        return self._each(rows, lambda _, path: load_pixels(path, self.preprocess))
+
+    def read_crops(self, rows: Rows, draws: npt.NDArray[np.float32], least: float) -> Pixels:
+        return self._each(
+            rows, lambda number, path: random_crop(load_image(path), self.preprocess, draws[number], least)
+        )
+
+    def _each(self, rows: Rows, load: Callable[[int, Path], Pixels]) -> Pixels:
         out = np.empty((len(rows), self.preprocess.height, self.preprocess.width, 3), np.uint8)
-        for image, row in zip(out, rows, strict=True):
+        for number, row in enumerate(rows):
             path = self.paths[row]
             try:
-                image[:] = load_pixels(path, self.preprocess)
+                out[number] = load(number, path)
             except (OSError, ValueError) as error:
                 raise DataError(f"{path} could be read before and cannot be now: {error}") from error
         return out

@@ -3,7 +3,8 @@
 Shapes: N images, C channels, H height, W width.
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,19 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
     """
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+class Strided(Protocol):
+    """A row of an architecture's table."""
+
+    @property
+    def s(self) -> int: ...
+
+
+def strides(table: Sequence[Strided], first: int) -> list[int]:
+    """The stride of each row; the first one that halves the image after the stem has *first* instead."""
+    halving = next(number for number, row in enumerate(table) if row.s == 2)
+    return [first if number == halving else row.s for number, row in enumerate(table)]
 
 
 def activation(name: Activation) -> nn.Module:

@@ -5,7 +5,15 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from edgekit.models.blocks import ConvNormAct, InvertedResidual, SqueezeExcite, Style, initialize_, make_divisible
+from edgekit.models.blocks import (
+    ConvNormAct,
+    InvertedResidual,
+    SqueezeExcite,
+    Style,
+    initialize_,
+    make_divisible,
+    strides,
+)
 from edgekit.recipe import Activation, Padding
 
 
@@ -64,7 +72,7 @@ SCALES = {
 
 
 class EfficientNet(nn.Module):
-    """Images (N, 3, H, W) to logits (N, classes). *stem_stride* 1 suits images of 32 to 64 pixels.
+    """Images (N, 3, H, W) to logits (N, classes). *stem_stride* and *stage_stride* 1 suit 32 to 64 pixels.
 
     Lite: ReLU6 for swish, no squeeze-excite, the stem and the head as in B0, the first and the last row not
     deepened, TensorFlow's padding:
@@ -78,6 +86,7 @@ class EfficientNet(nn.Module):
         scale: str = "b0",
         width: float = 1.0,
         stem_stride: int = 2,
+        stage_stride: int = 2,
         dropout: float | None = None,
         drop_path: float = DROP_PATH,
         activation: Activation | None = None,
@@ -94,7 +103,7 @@ class EfficientNet(nn.Module):
         depths = [_depth(row, by.depth, lite) for row in TABLE_1]
         channels = make_divisible(STEM * ends)
         layers: list[nn.Module] = [ConvNormAct(3, channels, 3, stem_stride, act=act, style=style)]
-        for row, depth in zip(TABLE_1, depths, strict=True):
+        for row, depth, stride in zip(TABLE_1, depths, strides(TABLE_1, stage_stride), strict=True):
             wide = make_divisible(row.c * width * by.width)
             for block in range(depth):
                 hidden = channels * row.t
@@ -102,7 +111,7 @@ class EfficientNet(nn.Module):
                     InvertedResidual(
                         channels,
                         wide,
-                        row.s if block == 0 else 1,
+                        stride if block == 0 else 1,
                         hidden,
                         kernel=row.k,
                         act=act,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgekit.errors import EdgekitError, MissingDependency, UsageError, unknown
+from edgekit.errors import EdgekitError, UsageError, unknown
 from edgekit.requires import require
 
 if TYPE_CHECKING:
@@ -88,9 +88,7 @@ def _torchvision_options(short: str, side: int | None) -> dict[str, Any]:
 
 
 def _timm(name: str) -> tuple[Any, str]:
-    if importlib.util.find_spec("timm") is None:  # no extra of edgekit brings it
-        raise MissingDependency(f"The model {name} needs the package timm: pip install timm")
-    timm = importlib.import_module("timm")
+    timm = require("timm", feature=f"The model {name}", extra="timm")
     short = name.removeprefix("timm:")
     if not timm.is_model(short):
         raise UsageError(

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from edgekit.models.blocks import ConvNormAct, Style, initialize_, make_divisible
+from edgekit.models.blocks import ConvNormAct, Style, initialize_, make_divisible, strides
 from edgekit.recipe import Activation, Padding
 
 
@@ -51,7 +51,7 @@ class DepthwiseSeparable(nn.Module):
 
 
 class MobileNetV1(nn.Module):
-    """Images (N, 3, H, W) to logits (N, classes). *stem_stride* 1 suits images of 32 to 64 pixels.
+    """Images (N, 3, H, W) to logits (N, classes). *stem_stride* and *stage_stride* 1 suit 32 to 64 pixels.
 
     The paper says ReLU; its authors' code and both published sets of weights have ReLU6, the default here.
     """
@@ -61,6 +61,7 @@ class MobileNetV1(nn.Module):
         classes: int,
         width: float = 1.0,
         stem_stride: int = 2,
+        stage_stride: int = 2,
         dropout: float = 0.001,
         activation: Activation = "relu6",
         padding: Padding = "symmetric",
@@ -69,9 +70,9 @@ class MobileNetV1(nn.Module):
         style = Style(padding)
         channels = make_divisible(STEM * width)
         layers: list[nn.Module] = [ConvNormAct(3, channels, 3, stem_stride, act=activation, style=style)]
-        for row in TABLE_1:
+        for row, stride in zip(TABLE_1, strides(TABLE_1, stage_stride), strict=True):
             wide = make_divisible(row.c * width)
-            layers.append(DepthwiseSeparable(channels, wide, row.s, activation, style))
+            layers.append(DepthwiseSeparable(channels, wide, stride, activation, style))
             channels = wide
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)

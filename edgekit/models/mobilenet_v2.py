@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from edgekit.models.blocks import ConvNormAct, InvertedResidual, Style, initialize_, make_divisible
+from edgekit.models.blocks import ConvNormAct, InvertedResidual, Style, initialize_, make_divisible, strides
 from edgekit.recipe import Activation, Padding
 
 
@@ -31,7 +31,7 @@ STEM, HEAD = 32, 1280
 
 
 class MobileNetV2(nn.Module):
-    """Images (N, 3, H, W) to logits (N, classes). *stem_stride* 1 suits images of 32 to 64 pixels.
+    """Images (N, 3, H, W) to logits (N, classes). *stem_stride* and *stage_stride* 1 suit 32 to 64 pixels.
 
     The head keeps its 1280 channels for widths below 1, as section 6.1 of the paper says.
     """
@@ -41,6 +41,7 @@ class MobileNetV2(nn.Module):
         classes: int,
         width: float = 1.0,
         stem_stride: int = 2,
+        stage_stride: int = 2,
         dropout: float = 0.2,
         activation: Activation = "relu6",
         padding: Padding = "symmetric",
@@ -49,10 +50,10 @@ class MobileNetV2(nn.Module):
         style = Style(padding)
         channels = make_divisible(STEM * width)
         layers: list[nn.Module] = [ConvNormAct(3, channels, 3, stem_stride, act=activation, style=style)]
-        for row in TABLE_2:
+        for row, first in zip(TABLE_2, strides(TABLE_2, stage_stride), strict=True):
             wide = make_divisible(row.c * width)
             for block in range(row.n):
-                stride, hidden = (row.s if block == 0 else 1), channels * row.t
+                stride, hidden = (first if block == 0 else 1), channels * row.t
                 layers.append(InvertedResidual(channels, wide, stride, hidden, act=activation, style=style))
                 channels = wide
         head = make_divisible(HEAD * max(1.0, width))

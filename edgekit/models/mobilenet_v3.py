@@ -67,7 +67,7 @@ STEM = 16
 
 
 class MobileNetV3(nn.Module):
-    """Images (N, 3, H, W) to logits (N, classes). *stem_stride* 1 suits images of 32 to 64 pixels.
+    """Images (N, 3, H, W) to logits (N, classes). *stem_stride* and *stage_stride* 1 suit 32 to 64 pixels.
 
     *activation* takes the place of h-swish. *minimalistic*: no squeeze-excite, ReLU and 3x3 everywhere, as
     https://github.com/tensorflow/models/blob/master/research/slim/nets/mobilenet/README.md has it. The
@@ -81,6 +81,7 @@ class MobileNetV3(nn.Module):
         minimalistic: bool = False,
         width: float = 1.0,
         stem_stride: int = 2,
+        stage_stride: int = 2,
         dropout: float = 0.2,
         activation: Activation | None = None,
         squeeze_excite: bool | None = None,
@@ -93,14 +94,14 @@ class MobileNetV3(nn.Module):
         style = Style(padding, norm_eps=1e-3, norm_momentum=0.01)
         channels, unscaled = make_divisible(STEM * width), STEM
         layers: list[nn.Module] = [ConvNormAct(3, channels, 3, stem_stride, act=act, style=style)]
-        for row in table.rows:
+        for row, stride in zip(table.rows, blocks.strides(table.rows, stage_stride), strict=True):
             # As in the authors' code the expansion is a factor of the channels after rounding.
             wide, hidden = make_divisible(row.out * width), make_divisible(channels * row.exp / unscaled)
             layers.append(
                 InvertedResidual(
                     channels,
                     wide,
-                    row.s,
+                    stride,
                     hidden,
                     kernel=3 if minimalistic else row.k,
                     act=act if row.nl == "HS" else "relu",

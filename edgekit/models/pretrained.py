@@ -1,9 +1,8 @@
-"""ImageNet weights of torchvision and timm in our own modules: found, checked, renamed tensor by tensor.
+"""ImageNet weights of torchvision and timm: found, checked, for our own modules renamed tensor by tensor.
 
 Nothing is downloaded unless *confirm* said yes; nothing is unpickled but tensors.
 """
 
-import importlib
 import re
 from collections.abc import Callable
 from dataclasses import fields
@@ -14,14 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from edgekit import files
-from edgekit.errors import CheckpointError, EdgekitError, UsageError
+from edgekit.errors import CheckpointError, EdgekitError, UsageError, unknown
+from edgekit.models.layers import last_layer
 from edgekit.models.renaming import renamed
 from edgekit.recipe import ModelSpec
 from edgekit.requires import require
 
 CLASSES = 1000
+TORCHVISION_PREFIX = "torchvision:"
 # Settings that do not decide whether weights fit; the width is looked at by itself.
-_FREE = ("name", "width", "stem_stride", "dropout", "drop_path")
+_FREE = ("name", "width", "stem_stride", "stage_stride", "dropout", "drop_path")
 _TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights"
 _HUB = "https://huggingface.co/timm/{0}/resolve/main/model.safetensors"
 _TORCHVISION = (
@@ -54,6 +55,8 @@ TIMM = {
 
 def published(spec: ModelSpec) -> Published:
     """Where the weights of *spec* are. Raises UsageError for a model that has none."""
+    if spec.name.startswith(TORCHVISION_PREFIX):
+        return _torchvision(spec.name.removeprefix(TORCHVISION_PREFIX))
     plain = ModelSpec(name=spec.name)
     changed = [
         field.name
@@ -65,12 +68,19 @@ def published(spec: ModelSpec) -> Published:
             return Published(f"{_TIMM}/{name}", name, "minus1to1")
         return Published(_HUB.format(name), f"{name}.safetensors", "minus1to1")
     if not changed and spec.name in _TORCHVISION and spec.width == 1.0:
-        require("torchvision", feature="Naming ImageNet weights", extra="train")
-        url = importlib.import_module("torchvision.models").get_model_weights(spec.name).DEFAULT.url
-        return Published(url, url.rpartition("/")[2], "imagenet")
-    known = sorted({*_TORCHVISION, *(name for name, _ in TIMM)})
+        return _torchvision(spec.name)
+    known = sorted({*_TORCHVISION, *(name for name, _ in TIMM), "torchvision:NAME"})
     what = ", ".join([spec.name, *(f"{option} = {getattr(spec, option)}" for option in ("width", *changed))])
     raise UsageError(f"there are no ImageNet weights of {what}; there are of {', '.join(known)}, at width 1")
+
+
+def _torchvision(name: str) -> Published:
+    models = require("torchvision.models", feature="Naming ImageNet weights", extra="train")
+    known = models.list_models(module=models)
+    if name not in known:
+        raise unknown("torchvision model", name, known)
+    url = models.get_model_weights(name).DEFAULT.url
+    return Published(url, url.rpartition("/")[2], "imagenet")
 
 
 def ensure(spec: ModelSpec, confirm: Callable[[str], bool] | None = None) -> Path:
@@ -111,18 +121,38 @@ def load_(model: nn.Module, spec: ModelSpec, confirm: Callable[[str], bool] | No
     UsageError or CheckpointError.
     """
     path = ensure(spec, confirm)
-    return put_(model, _read(path), str(path))
+    tensors = _read(path)
+    if not spec.name.startswith(TORCHVISION_PREFIX):
+        return put_(model, tensors, str(path))
+    # The side classifiers of GoogLeNet and Inception are for their training alone; we build without.
+    kept = {name: name for name in tensors if not name.lower().startswith("aux")}
+    return put_(model, {name: tensors[name] for name in kept}, str(path), names=kept)
 
 
-def put_(model: nn.Module, tensors: dict[str, Tensor], source: str) -> tuple[str, ...]:
-    """Put the tensors of a torchvision or timm module into ours. Raises CheckpointError where they do not fit."""
-    names = renamed(tensors)
+def put_(
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    source: str,
+    *,
+    names: dict[str, str] | None = None,
+    new_classes: bool = False,
+) -> tuple[str, ...]:
+    """Put the tensors of a module into ours; gives notes for the user. Raises CheckpointError.
+
+    *names*: theirs to ours; None for torchvision's or timm's of our own models. The last layer stays random where
+    it has another number of classes, and where *new_classes* says that they are others.
+    """
+    names = renamed(tensors) if names is None else names
     given = {names[theirs]: tensor for theirs, tensor in tensors.items() if theirs in names}
-    wanted = model.state_dict()
-    notes, classes = [], len(wanted["classifier.bias"])
-    if classes != CLASSES:
-        given |= {name: wanted[name] for name in ("classifier.weight", "classifier.bias")}
-        notes.append(f"the last layer has {classes} classes and not ImageNet's {CLASSES}: its weights are random")
+    wanted, notes = model.state_dict(), []
+    last = last_layer(model)
+    head = [name for name in (f"{last}.weight", f"{last}.bias") if name in wanted]
+    old, new = (len(found[head[0]]) if head[0] in found else 0 for found in (given, wanted))
+    if new_classes or (old and old != new):
+        given |= {name: wanted[name] for name in head}
+        theirs = f"ImageNet's {CLASSES}" if old == CLASSES else f"the {old} of {source}"
+        what = "other classes than" if old == new else f"{new} classes and not"
+        notes.append(f"the last layer has {what} {theirs}: its weights are random")
     for name, tensor in wanted.items():  # older files do not count batches; evaluation never looks
         if name.endswith("num_batches_tracked"):
             given.setdefault(name, tensor)

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+_COMMON = ("width", "stem_stride", "stage_stride", "dropout", "activation", "padding")
+_SQUEEZED = (*_COMMON, "squeeze_excite")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuiltIn:
@@ -12,10 +15,7 @@ class BuiltIn:
     architecture: str
     resolution: int = 224
     arguments: dict[str, Any] = field(default_factory=dict)
-    options: tuple[str, ...] = ("width", "stem_stride", "dropout", "activation", "padding")
-
-
-_SQUEEZED = ("width", "stem_stride", "dropout", "activation", "padding", "squeeze_excite")
+    options: tuple[str, ...] = _COMMON
 
 
 def _v3(form: str, *, minimalistic: bool) -> BuiltIn:

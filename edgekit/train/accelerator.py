@@ -23,10 +23,16 @@ class Accelerator:
         return f"{hardware} {precision}"
 
 
-def choose(precision: str) -> Accelerator:
-    """The GPU if there is one, else the CPU. ``auto``: bf16 on a GPU that has it, fp16 on another, else fp32."""
+def choose(precision: str, number: int = 0) -> Accelerator:
+    """GPU *number* if there is one, else the CPU.
+
+    ``auto``: bf16 on a GPU that has it, fp16 on another, else fp32.
+    """
     if torch.cuda.is_available():
-        device, half = torch.device("cuda"), torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        device, half = (
+            torch.device("cuda", number),
+            torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16,
+        )
         wanted = {"auto": half, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
         return Accelerator(device=device, autocast=wanted[precision])
     # bf16 on a CPU gave weights that are no numbers in one of three equal runs (torch 2.14.1, a Xeon with AMX).

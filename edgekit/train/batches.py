@@ -4,7 +4,6 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 
 import numpy as np
 import torch
@@ -16,6 +15,8 @@ from edgekit.train.seeds import generator
 
 ENOUGH = 8  # so many whole batches make an incomplete one dispensable
 UPLOAD = 1024  # images copied to the device at a time
+RESIDENT_SHARE = 0.25  # of a GPU's memory, for images
+AHEAD = 3  # batches that are read while one is trained on
 
 
 def steps(count: int, batch_size: int) -> int:
@@ -34,9 +35,9 @@ def shuffled(count: int, batch_size: int, seed: tuple[object, ...]) -> list[Tens
     return _cut(order, batch_size)[: steps(count, batch_size)]
 
 
-def in_order(count: int, batch_size: int) -> list[Tensor]:
-    """The indices of each batch, all images once."""
-    return _cut(torch.arange(count), batch_size)
+def in_order(count: int, batch_size: int, part: slice = slice(None)) -> list[Tensor]:
+    """The indices of each batch, all images of *part* once."""
+    return _cut(torch.arange(count)[part], batch_size)
 
 
 def _cut(order: Tensor, batch_size: int) -> list[Tensor]:
@@ -44,43 +45,70 @@ def _cut(order: Tensor, batch_size: int) -> list[Tensor]:
 
 
 class Feed:
-    """A split's images on *device*. Pixels in memory are copied to a GPU once; files are read ahead by threads."""
+    """A split's images on *device*.
+
+    Pixels in memory that take at most RESIDENT_SHARE of a GPU's are copied there once; the rest is read ahead
+    by threads and sent from pinned memory.
+    """
 
     def __init__(self, split: Split, device: torch.device) -> None:
         self.split, self.device = split, device
         self.labels = torch.tensor(split.labels, device=device)
-        self.resident = _upload(split, device) if split.in_memory and device.type != "cpu" else None
+        self.resident = _upload(split, device) if _fits(split, device) else None
 
-    def __call__(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels (N, 3, H, W), uint8 and channels-last, and labels (N) of each batch in turn."""
+    def __call__(
+        self, batches: Sequence[Tensor], crop: float = 0.0, draws: Sequence[Tensor] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels (N, 3, H, W), uint8 and channels-last, and labels (N) of each batch in turn.
+
+        With *draws* (N, 4) each image is a random resized crop of at least the share *crop* of its file.
+        """
         if self.resident is not None:
             for indices in batches:
                 at = indices.to(self.device)
                 yield self.resident[at].permute(0, 3, 1, 2), self.labels[at]
             return
-        for indices, pixels in zip(batches, self._read(batches), strict=True):
+        for indices, pixels in zip(batches, self._read(batches, crop, draws), strict=True):
             x = torch.from_numpy(pixels)
             if self.device.type == "cuda":
                 x = x.pin_memory().to(self.device, non_blocking=True)
             yield x.permute(0, 3, 1, 2), self.labels[indices.to(self.device)]
 
-    def _read(self, batches: Sequence[Tensor]) -> Iterator[Pixels]:
+    def _read(self, batches: Sequence[Tensor], crop: float, draws: Sequence[Tensor] | None) -> Iterator[Pixels]:
         if self.split.in_memory:
             yield from (self.split.read(indices.numpy()) for indices in batches)
             return
         # Threads, because Pillow decodes outside of the GIL: no copies between processes, nothing to pickle.
+        # A batch is read in pieces, so that one large batch keeps all of them busy.
         workers = os.cpu_count() or 1
-        waiting, ahead = iter(batches), deque[Future[Pixels]]()
-        pool = ThreadPoolExecutor(workers)
+
+        def pieces(step: int) -> list[Future[Pixels]]:
+            size = max(1, -(-len(batches[step]) // workers))
+            cuts = [slice(start, start + size) for start in range(0, len(batches[step]), size)]
+            if draws is None:
+                return [pool.submit(self.split.read, batches[step][cut].numpy()) for cut in cuts]
+            return [
+                pool.submit(self.split.read_crops, batches[step][cut].numpy(), draws[step][cut].numpy(), crop)
+                for cut in cuts
+            ]
+
+        pool, ahead = ThreadPoolExecutor(workers), deque[list[Future[Pixels]]]()
         try:
-            for indices in islice(waiting, 2 * workers):
-                ahead.append(pool.submit(self.split.read, indices.numpy()))
-            while ahead:
-                yield ahead.popleft().result()
-                for indices in islice(waiting, 1):
-                    ahead.append(pool.submit(self.split.read, indices.numpy()))
+            for step in range(len(batches) + AHEAD):
+                if step < len(batches):
+                    ahead.append(pieces(step))
+                if step >= AHEAD:
+                    yield np.concatenate([future.result() for future in ahead.popleft()])
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _fits(split: Split, device: torch.device) -> bool:
+    """Whether the pixels live on a GPU."""
+    if device.type != "cuda" or not split.in_memory or not len(split):
+        return False
+    bytes_each = split.read([0]).nbytes
+    return len(split) * bytes_each <= RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory
 
 
 def _upload(split: Split, device: torch.device) -> Tensor:

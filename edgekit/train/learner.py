@@ -3,80 +3,211 @@
 Shapes: N images, H height, W width; NCHW.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edgekit.errors import UsageError
+from edgekit.errors import TrainingError, UsageError
+from edgekit.group import ALONE, Group
+from edgekit.models import layers
 from edgekit.models.normalize import Normalize
 from edgekit.preprocess import Preprocess
-from edgekit.recipe import TrainSpec
 from edgekit.train.accelerator import Accelerator
 from edgekit.train.average import Average
+from edgekit.train.start import Teacher
+from edgekit.trainspec import TrainSpec
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer: norms and biases, all that has one dimension, are not decayed.
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer, each with its share of the learning rate as ``scale``.
 
-    Source: https://arxiv.org/abs/1812.01187, section 3.1.
+    Norms and biases, all that has one dimension, are not decayed (https://arxiv.org/abs/1812.01187, section
+    3.1). Each layer has *layer_decay* times the rate of the one above it.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    depths = layers.depths(model)
+    top = max(depths.values(), default=0)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = layer_decay ** (top - depths[name])
+            groups.setdefault((scale, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay, "scale": scale}
+        for (scale, decay), parameters in groups.items()
     ]
 
 
 def optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
-    groups = [group for group in decay_groups(model, spec.weight_decay) if group["params"]]
-    if spec.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=spec.learning_rate, momentum=spec.momentum, nesterov=spec.momentum > 0, fused=True
-        )
-    return torch.optim.AdamW(groups, lr=spec.learning_rate, fused=True)
+    groups = parameter_groups(model, spec.weight_decay, spec.finetune.layer_decay if spec.finetune else 1.0)
+    match spec.optimizer:
+        case "sgd":
+            nesterov = spec.momentum > 0
+            return torch.optim.SGD(
+                groups, lr=spec.learning_rate, momentum=spec.momentum, nesterov=nesterov, fused=True
+            )
+        case (
+            "rmsprop"
+        ):  # decay and epsilon as https://arxiv.org/abs/1905.11946, section 5.2, has them in torch's form
+            return torch.optim.RMSprop(
+                groups, lr=spec.learning_rate, alpha=0.9, eps=0.001**0.5, momentum=spec.momentum, foreach=True
+            )
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=spec.learning_rate, fused=True)
 
 
 class Learner:
-    """Trains *model* in place. ``best_model`` is what is validated and saved: the average where there is one."""
+    """Trains *model* in place. ``best_model`` is what is validated and saved: the average where there is one.
 
-    def __init__(self, model: nn.Module, preprocess: Preprocess, spec: TrainSpec, where: Accelerator) -> None:
-        self.spec, self.where = spec, where
+    *group*: the processes that train together, each on its part of every batch. *class_weights* (K). *steps*: how
+    many the whole training has.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocess: Preprocess,
+        spec: TrainSpec,
+        where: Accelerator,
+        *,
+        group: Group = ALONE,
+        teacher: Teacher | None = None,
+        class_weights: Tensor | None = None,
+        steps: int = 10_000,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.spec, self.where, self.group, self.teacher, self.say = spec, where, group, teacher, say
+        if group.size > 1 and where.device.type == "cuda":  # torch has it for GPUs only
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         # Channels-last is what GPUs want, and gave 1.6 times the speed on the CPU as well.
         self.model = model.to(where.device).to(memory_format=torch.channels_last)
+        _look_back(self.model, steps)
         self.normalize = Normalize(preprocess).to(where.device)
+        self.class_weights = None if class_weights is None else class_weights.to(where.device)
         self.optimizer = optimizer(self.model, spec)
         self.scaler = torch.amp.GradScaler(where.device.type, enabled=where.autocast == torch.float16)
         self.average = Average(self.model, spec.ema) if spec.ema else None
+        self.parts = 1  # in how many a batch is cut because it does not fit into memory
+        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._forward: nn.Module | None = None
+        self.frozen = False
 
     @property
     def best_model(self) -> nn.Module:
         return self.average.module if self.average else self.model
 
-    def step(self, pixels_NCHW: Tensor, labels: Tensor, learning_rate: float) -> tuple[Tensor, Tensor]:
-        """Train on one batch. Returns the loss and the number of right answers, still on the device."""
+    def begin_epoch(self, *, frozen: bool) -> None:
+        """Make ready to train: all of the model, or its last layer alone."""
+        if self._forward is None or frozen != self.frozen:
+            last = self.model.get_submodule(layers.last_layer(self.model))
+            learning = {id(parameter) for parameter in (last.parameters() if frozen else self._trained)}
+            for parameter in self._trained:
+                parameter.requires_grad_(id(parameter) in learning)
+            self.frozen, self._forward = frozen, self._wrapped()
+        self.model.train()
+        if frozen:  # what does not learn keeps its statistics, too
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def _wrapped(self) -> nn.Module:
+        """The model as it is called in training."""
+        forward = self.model
+        if self.group.size > 1:
+            devices = [self.where.device.index or 0] if self.where.device.type == "cuda" else None
+            forward = nn.parallel.DistributedDataParallel(forward, device_ids=devices)
+        return torch.compile(forward) if self.spec.compile else forward  # type: ignore[return-value]
+
+    def step(
+        self, pixels_NCHW: Tensor, targets: Tensor, learning_rate: float, total: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Train on one batch, of which *total* images are in all processes together.
+
+        *targets*: labels (N) or shares of each class (N, K). Returns the sum of the images' losses and the
+        number of right answers, still on the device. Raises TrainingError when memory does not suffice.
+        """
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        logits = self._logits(self.model, pixels_NCHW)
-        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.spec.label_smoothing)
+            group["lr"] = learning_rate * group["scale"]
+        # Gradients are averaged over the processes: each brings its share of the mean over the whole batch.
+        weight = self.group.size / (total or len(pixels_NCHW))
+        try:
+            return self._step(pixels_NCHW, targets, weight)
+        except torch.OutOfMemoryError as error:
+            if self.parts > 1 or len(targets) < 4 or self.group.size > 1:
+                raise self._too_large(len(targets)) from error
+        self.parts = 2  # outside of the except block, whose traceback holds on to the tensors
         self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.where.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.say(
+            f"a batch of {len(targets)} images does not fit into the memory of {self.where.name}: from here on it "
+            f"is trained in 2 parts of {-(-len(targets) // 2)} whose gradients are added; the effective batch "
+            f"stays {len(targets)}"
+        )
+        return self.step(pixels_NCHW, targets, learning_rate, total)
+
+    def _step(self, pixels_NCHW: Tensor, targets: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+        assert self._forward is not None
+        self.optimizer.zero_grad()
+        loss_sum, right = torch.zeros((), device=self.where.device), torch.zeros((), device=self.where.device)
+        for x, target in zip(pixels_NCHW.chunk(self.parts), targets.chunk(self.parts), strict=True):
+            logits = self._logits(self._forward, x)
+            loss = self._losses(logits, target, x).sum()
+            self.scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.detach()
+            labels = target if target.ndim == 1 else target.argmax(1)
+            right += (logits.detach().argmax(1) == labels).sum()
+        if self.spec.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self._trained, self.spec.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average:
             self.average.update(self.model)
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+        return loss_sum, right
+
+    def _losses(self, logits: Tensor, targets: Tensor, pixels_NCHW: Tensor) -> Tensor:
+        """The loss of each image (N)."""
+        own = nn.functional.cross_entropy(
+            logits,
+            targets,
+            weight=self.class_weights,
+            label_smoothing=self.spec.label_smoothing,
+            reduction="none",
+        )
+        if self.teacher is None or self.spec.distill is None:
+            return own
+        # Times the temperature squared: the gradients of soft targets shrink by it.
+        t, share = self.spec.distill.temperature, self.spec.distill.weight
+        with self._autocast():
+            wanted = self.teacher(pixels_NCHW)
+        soft = nn.functional.kl_div(
+            (logits / t).log_softmax(1), (wanted.float() / t).log_softmax(1), reduction="none", log_target=True
+        )
+        return (1 - share) * own + share * t * t * soft.sum(1)
+
+    def _too_large(self, count: int) -> TrainingError:
+        fits = max(2, count * self.group.size // (2 * self.parts))
+        return TrainingError(
+            f"{self.where.name} has too little memory for {-(-count // self.parts)} images at a time: set "
+            f"train.batch_size to {fits} or less, and train.learning_rate lower in proportion"
+        )
 
     @torch.inference_mode()
-    def top1(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-        """The share of images that the model gets right."""
+    def predictions(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The model's answers and the labels, (N) each, on the device."""
         model = self.best_model.eval()
-        right, count = torch.zeros((), dtype=torch.long, device=self.where.device), 0
-        for pixels_NCHW, labels in batches:
-            right += (self._logits(model, pixels_NCHW).argmax(1) == labels).sum()
-            count += len(labels)
-        return float(right) / count
+        pairs = [(self._logits(model, pixels_NCHW).argmax(1), labels) for pixels_NCHW, labels in batches]
+        if not pairs:  # more processes than batches
+            return (torch.zeros(0, dtype=torch.long, device=self.where.device),) * 2
+        return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
+
+    def top1(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """The share of images, of all processes, that the model gets right."""
+        found, labels = self.predictions(batches)
+        counts = self.group.total(torch.stack([(found == labels).sum(), torch.tensor(len(labels)).to(found)]))
+        return float(counts[0]) / float(counts[1])
 
     def finite(self) -> bool:
         """Whether all weights are numbers."""
@@ -92,6 +223,7 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average else {},
+            "parts": self.parts,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -100,28 +232,41 @@ class Learner:
         self.scaler.load_state_dict(state["scaler"])
         if self.average:
             self.average.load_state_dict(state["average"])
+        self.parts = state["parts"]
 
     def _logits(self, model: nn.Module, pixels_NCHW: Tensor) -> Tensor:
         x = self.normalize(pixels_NCHW).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(
-            self.where.device.type, dtype=self.where.autocast, enabled=self.where.autocast is not None
-        ):
+        with self._autocast():
             logits = model(x)
         if not isinstance(logits, Tensor):
             raise UsageError(f"the model returns {type(logits).__name__}; edgekit trains one tensor of logits")
         return logits.float()
 
+    def _autocast(self) -> torch.autocast:
+        half = self.where.autocast
+        return torch.autocast(self.where.device.type, dtype=half, enabled=half is not None)
 
-def probe(model: nn.Module, preprocess: Preprocess, classes: int, name: str) -> None:
+
+def _look_back(model: nn.Module, steps: int) -> None:
+    """Let batch norm's statistics look back over at most a hundredth of the training, but over 10 steps.
+
+    MobileNetV3's and EfficientNet's momentum of 0.01 is made for a hundred thousand steps: in one of 500 it leaves
+    statistics of weights long gone. A momentum that is larger already stays.
+    """
+    least = min(0.1, 100 / max(1, steps))
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None:
+            module.momentum = max(module.momentum, least)
+
+
+def probe(model: nn.Module, height: int, width: int, classes: int, name: str) -> None:
     """Raise UsageError at once when *model* does not turn such images into *classes* logits."""
-    images = torch.zeros(2, 3, preprocess.height, preprocess.width)
+    images = torch.zeros(2, 3, height, width)
     try:
         with torch.inference_mode():
             logits = model.eval()(images)
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        raise UsageError(
-            f"{name} does not take images of {preprocess.width}x{preprocess.height}: {str(error).strip()}"
-        ) from error
+        raise UsageError(f"{name} does not take images of {width}x{height}: {str(error).strip()}") from error
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != (2, classes):
         raise UsageError(f"{name} gives {found} for 2 images; with {classes} classes it must give (2, {classes})")

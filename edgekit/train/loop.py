@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,85 +16,127 @@ from edgekit import __version__, checkpoint, files, models
 from edgekit.checkpoint import Checkpoint
 from edgekit.data import Dataset
 from edgekit.errors import DataError, TrainingError, UsageError
-from edgekit.recipe import ModelSpec, TrainSpec
-from edgekit.train import accelerator, batches, seeds
+from edgekit.group import ALONE, Group
+from edgekit.recipe import ModelSpec
+from edgekit.train import accelerator, batches, evaluate, schedule, seeds, start
 from edgekit.train import state as states
 from edgekit.train.accelerator import Accelerator
-from edgekit.train.augment import augmented
+from edgekit.train.augment import augmented, crop_draws, mixed, resized
 from edgekit.train.batches import Feed
 from edgekit.train.learner import Learner, probe
-from edgekit.train.schedule import learning_rate
 from edgekit.train.state import State
+from edgekit.trainspec import TrainSpec
 
 BEST, LAST, METRICS = "best", "last", "metrics.jsonl"
+MADE = (BEST, LAST, METRICS, *evaluate.MADE)
 CHECK_STEPS = 16  # looking at the loss makes a GPU wait
 VAL_BATCH = 256
 
 
-def train(dataset: Dataset, model: ModelSpec, spec: TrainSpec, out: Path, *, resume: bool = False) -> Checkpoint:
+def train(
+    dataset: Dataset,
+    model: ModelSpec,
+    spec: TrainSpec,
+    out: Path,
+    *,
+    resume: bool = False,
+    group: Group = ALONE,
+    say: Callable[[str], None] = print,
+    confirm: start.Confirm | None = None,
+) -> Checkpoint:
     """The best checkpoint by top-1 on the held-out images, in ``out/best``; the last one is in ``out/last``.
 
     After every epoch ``out/state.pt`` is replaced at once, and the others are written from it, with one line
-    more in ``out/metrics.jsonl``. With *resume* an interrupted training goes on after its last whole epoch and
-    gives, on the CPU, the same weights bit for bit; where there is none, it starts. Without *resume* an earlier
-    training in *out* is removed.
+    more in ``out/metrics.jsonl``; at the end come the pictures and figures of `evaluate`. With *resume* an
+    interrupted training goes on after its last whole epoch and gives, on the CPU, the same weights bit for
+    bit; where there is none, it starts. Without *resume* an earlier training in *out* is removed.
+
+    All processes of *group* call this alike and share each batch; the main one writes. *say* gets notes for the
+    user, *confirm* is asked before weights are downloaded.
 
     Raises UsageError for a model or a setting that cannot be used, DataError for too few images,
-    CheckpointError when the state is damaged or of other settings, TrainingError when the loss is no number.
+    CheckpointError when the state is damaged or of other settings, TrainingError when the loss is no number or
+    memory does not suffice.
     """
-    where = accelerator.choose(spec.precision)
+    where = accelerator.choose(spec.precision, group.local_rank)
     _check(dataset, model, spec)
+    if group.main:
+        start.check(model, spec, confirm)
+    group.share(None)  # the others wait for what was downloaded
     settings = states.settings(dataset, model, spec)
-    saved = states.read(out, settings) if resume else None
-    out.mkdir(parents=True, exist_ok=True)
+    saved = group.share(states.read(out, settings) if resume and group.main else None)
     threads = saved.threads if saved else accelerator.cpu_threads()
     with accelerator.using_threads(threads), _own_random_numbers(where):
-        learner = _learner(dataset, model, spec, where)
+        learner = _learner(dataset, model, spec, where, group, say if group.main else _silent)
         blank = Checkpoint(
             model=model,
             classes=dataset.classes,
             preprocess=dataset.preprocess,
-            provenance=_provenance(dataset, spec, where),
+            provenance=_provenance(dataset, spec, where, group),
         )
-        if saved is None:
-            states.clear(out, BEST, LAST, METRICS)
-            state = _start(settings, threads)
-        else:
-            state = saved
-            states.sweep(out, BEST, LAST, METRICS)
-            learner.load_state_dict(state.learner)
-            # A kill may have come between the state and what follows from it.
-            files.write_text(out / METRICS, "".join(_line(row) for row in state.rows))
-            _write(out, blank, state, {BEST, LAST})
+        state = saved or _start(settings, threads)
+        if saved:
+            learner.load_state_dict(saved.learner)
+        if group.main:
+            _prepare(out, saved, blank)
         for after in _epochs(learner, dataset, spec, state, out):
-            states.write(out, after)
-            with (out / METRICS).open("a", encoding="utf-8") as stream:
-                stream.write(_line(after.rows[-1]))
-            _write(out, blank, after, {BEST, LAST} if after.best_metrics["epoch"] == after.epoch else {LAST})
-    return checkpoint.read(out / BEST)
+            state = after
+            if group.main:
+                states.write(out, state)
+                with (out / METRICS).open("a", encoding="utf-8") as stream:
+                    stream.write(_line(state.rows[-1]))
+                best = state.best_metrics["epoch"] == state.epoch
+                _write(out, blank, state, {BEST, LAST} if best else {LAST})
+        if state.epoch < spec.epochs and group.main:
+            say(_stopped_early(state, spec))
+        learner.best_model.load_state_dict(state.best_weights)
+        evaluate.evaluate(learner, Feed(dataset.val, where.device), dataset.classes, state.rows, out)
+    return replace(blank, metrics=state.best_metrics) if not group.main else checkpoint.read(out / BEST)
+
+
+def _prepare(out: Path, saved: State | None, blank: Checkpoint) -> None:
+    """The folder as the state has it: empty for a new training."""
+    out.mkdir(parents=True, exist_ok=True)
+    if saved is None:
+        states.clear(out, *MADE)
+        return
+    states.sweep(out, *MADE)
+    # A kill may have come between the state and what follows from it.
+    files.write_text(out / METRICS, "".join(_line(row) for row in saved.rows))
+    _write(out, blank, saved, {BEST, LAST})
 
 
 def _epochs(learner: Learner, dataset: Dataset, spec: TrainSpec, state: State, out: Path) -> Iterator[State]:
     """The state after each epoch that is left."""
-    feeds = [Feed(split, learner.where.device) for split in (dataset.train, dataset.val)]
-    count = len(dataset.train)
-    images = sum(map(len, batches.shuffled(count, spec.batch_size, (spec.seed,))))
+    group, device = learner.group, learner.where.device
+    feed, held_out = Feed(dataset.train, device), Feed(dataset.val, device)
+    validation = batches.in_order(len(dataset.val), VAL_BATCH, group.part(len(dataset.val)))
+    images = sum(map(len, batches.shuffled(len(dataset.train), spec.batch_size, (spec.seed,))))
+    freeze = spec.finetune.freeze_epochs if spec.finetune else 0
     with tqdm(
-        total=spec.epochs * images, initial=state.epoch * images, unit="img", unit_scale=True, disable=None
+        total=spec.epochs * images,
+        initial=state.epoch * images,
+        unit="img",
+        unit_scale=True,
+        disable=None if group.main else True,
     ) as bar:
         for epoch in range(state.epoch + 1, spec.epochs + 1):
+            if _patience_is_over(state, spec):
+                return
             bar.set_description(f"epoch {epoch}/{spec.epochs}")
-            start = time.perf_counter()
-            loss, train_top1, rate = _epoch(learner, feeds[0], spec, epoch, out, bar)
-            seconds = time.perf_counter() - start
-            val_top1 = learner.top1(feeds[1](batches.in_order(len(dataset.val), VAL_BATCH)))
-            bar.set_postfix(loss=f"{loss:.3f}", top1=f"{train_top1:.3f}", val=f"{val_top1:.4f}")
+            began = time.perf_counter()
+            learner.begin_epoch(frozen=epoch <= freeze)
+            done = _epoch(learner, feed, dataset, spec, epoch, out, bar)
+            seconds = time.perf_counter() - began
+            val_top1 = learner.top1(held_out(validation))
+            bar.set_postfix(loss=f"{done.loss:.3f}", top1=f"{done.top1:.3f}", val=f"{val_top1:.4f}")
             row = {
                 "epoch": epoch,
-                "loss": loss,
-                "train_top1": train_top1,
+                "loss": done.loss,
+                "train_top1": done.top1,
                 "val_top1": val_top1,
-                "learning_rate": rate,
+                "learning_rate": done.learning_rate,
+                "side": done.side,
                 "seconds": round(seconds, 3),
                 "images_per_second": round(images / seconds, 1),
             }
@@ -114,38 +156,71 @@ def _epochs(learner: Learner, dataset: Dataset, spec: TrainSpec, state: State, o
             yield state
 
 
+def _patience_is_over(state: State, spec: TrainSpec) -> bool:
+    if not spec.patience or not state.rows:
+        return False
+    frozen = spec.finetune.freeze_epochs if spec.finetune else 0  # while the body waits, little is expected
+    return state.epoch - max(state.best_metrics["epoch"], frozen) >= spec.patience
+
+
+def _stopped_early(state: State, spec: TrainSpec) -> str:
+    return (
+        f"stopped after {state.epoch} of {spec.epochs} epochs: top-1 was best in epoch "
+        f"{state.best_metrics['epoch']:.0f} (train.patience = {spec.patience})"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """An epoch: the mean loss, the share of right answers, the last learning rate, and the images' height."""
+
+    loss: float
+    top1: float
+    learning_rate: float
+    side: int
+
+
 def _epoch(
-    learner: Learner, feed: Feed, spec: TrainSpec, epoch: int, out: Path, bar: Any
-) -> tuple[float, float, float]:
-    """Train for one epoch. Returns the mean loss, the share of right answers and the last learning rate."""
-    torch.manual_seed(seeds.number(spec.seed, epoch, "dropout"))
+    learner: Learner, feed: Feed, dataset: Dataset, spec: TrainSpec, epoch: int, out: Path, bar: Any
+) -> Trained:
+    """Train for one epoch."""
+    group, augment, contract = learner.group, spec.augment, dataset.preprocess
+    torch.manual_seed(seeds.number(spec.seed, epoch, "dropout", *([group.rank] if group.rank else [])))
     plan = batches.shuffled(len(feed.split), spec.batch_size, (spec.seed, epoch, "order"))
-    steps, warmup = spec.epochs * len(plan), round(spec.warmup_epochs * len(plan))
+    rates = schedule.learning_rate(spec, len(plan))
+    height, width = (schedule.side(s, spec.progressive, epoch, spec.epochs) for s in _sides(dataset))
+    parts = [group.part(len(indices)) for indices in plan]
+    mine = [indices[part] for indices, part in zip(plan, parts, strict=True)]
+    draws = None
+    if augment.crop and feed.split.has_files:  # cut from the whole picture while it is decoded
+        draws = [crop_draws(len(all_), (spec.seed, epoch, i))[parts[i]] for i, all_ in enumerate(plan)]
+        augment = replace(augment, crop=0.0)
+    colour = (255 * contract.mean[0], 255 * contract.mean[1], 255 * contract.mean[2])
     losses, right, rate = list[Tensor](), list[Tensor](), 0.0
-    learner.model.train()
-    for step, (pixels, labels) in enumerate(feed(plan)):
-        rate = learning_rate(
-            (epoch - 1) * len(plan) + step, steps=steps, warmup=min(warmup, steps), peak=spec.learning_rate
-        )
-        x = augmented(pixels, spec.augment, (spec.seed, epoch, step))
-        loss, correct = learner.step(x, labels, rate)
+    for step, (pixels, labels) in enumerate(feed(mine, spec.augment.crop, draws)):
+        rate, seed, total = rates((epoch - 1) * len(plan) + step), (spec.seed, epoch, step), len(plan[step])
+        x = augmented(pixels, augment, seed, colour=colour, first=parts[step].start, total=total)
+        x, targets = mixed(resized(x, height, width), labels, len(dataset.classes), augment, seed)
+        loss, correct = learner.step(x, targets, rate, total)
         losses.append(loss)
         right.append(correct)
-        bar.update(len(labels))
+        bar.update(total)
         if (step + 1) % CHECK_STEPS == 0 or step + 1 == len(plan):
             recent = torch.stack(losses[step - step % CHECK_STEPS :]).tolist()
             for back, value in enumerate(recent):
                 if not abs(value) < float("inf"):
                     raise _diverged(f"the loss is {value}", epoch, step - step % CHECK_STEPS + back + 1, spec, out)
-            done = sum(len(indices) for indices in plan[: step + 1])
-            share = float(torch.stack(right).sum()) / done
-            bar.set_postfix(loss=f"{recent[-1]:.3f}", top1=f"{share:.3f}")
+            share = float(torch.stack(right).sum()) / sum(map(len, mine[: step + 1]))
+            bar.set_postfix(loss=f"{recent[-1] / len(mine[step]):.3f}", top1=f"{share:.3f}")
     if not learner.finite():
         raise _diverged("a weight is not a finite number", epoch, len(plan), spec, out)
-    images = sum(map(len, plan))
-    sizes = torch.tensor([len(indices) for indices in plan], dtype=torch.float64)
-    mean = float((torch.stack(losses).double().cpu() * sizes).sum() / images)
-    return mean, float(torch.stack(right).sum()) / images, rate
+    sums = torch.stack([torch.stack(losses).double().sum(), torch.stack(right).double().sum()]).cpu()
+    loss_sum, right_sum = (group.total(sums) / sum(map(len, plan))).tolist()
+    return Trained(loss=loss_sum, top1=right_sum, learning_rate=rate, side=height)
+
+
+def _sides(dataset: Dataset) -> tuple[int, int]:
+    return dataset.preprocess.height, dataset.preprocess.width
 
 
 def _diverged(what: str, epoch: int, step: int, spec: TrainSpec, out: Path) -> TrainingError:
@@ -176,11 +251,47 @@ def _own_random_numbers(where: Accelerator) -> Iterator[None]:
         yield
 
 
-def _learner(dataset: Dataset, model: ModelSpec, spec: TrainSpec, where: Accelerator) -> Learner:
+def _silent(_: str) -> None:
+    """For the processes that are not the main one."""
+
+
+def _learner(
+    dataset: Dataset,
+    model: ModelSpec,
+    spec: TrainSpec,
+    where: Accelerator,
+    group: Group,
+    say: Callable[[str], None],
+) -> Learner:
     torch.manual_seed(seeds.number(spec.seed, "weights"))
-    network = models.build(model, len(dataset.classes), models.side_of(dataset.preprocess))
-    probe(network, dataset.preprocess, len(dataset.classes), model.name)
-    return Learner(network, dataset.preprocess, spec, where)
+    classes = dataset.classes
+    network = models.build(model, len(classes), models.side_of(dataset.preprocess))
+    first = (schedule.side(side, spec.progressive, 1, spec.epochs) for side in _sides(dataset))
+    for height, width in dict.fromkeys([_sides(dataset), tuple(first)]):
+        probe(network, height, width, len(classes), model.name)
+    if spec.finetune:
+        for note in start.start_(network, model, classes, spec.finetune.weights):
+            say(note)
+    return Learner(
+        network,
+        dataset.preprocess,
+        spec,
+        where,
+        group=group,
+        teacher=start.teacher(spec.distill.teacher, classes, where.device) if spec.distill else None,
+        class_weights=_balanced(dataset) if spec.class_weights == "balanced" else None,
+        steps=spec.epochs * batches.steps(len(dataset.train), spec.batch_size),
+        say=say,
+    )
+
+
+def _balanced(dataset: Dataset) -> Tensor:
+    """A weight (K) for each class, so that all of them count the same and the mean over the images is 1."""
+    counts = torch.bincount(torch.tensor(dataset.train.labels), minlength=len(dataset.classes))
+    if int(counts.min()) == 0:
+        empty = [name for name, count in zip(dataset.classes, counts, strict=True) if not count]
+        raise DataError(f"train.class_weights = 'balanced': no training image of {', '.join(empty)}")
+    return len(dataset.train) / (len(counts) * counts.float())
 
 
 def _start(settings: dict[str, Any], threads: int) -> State:
@@ -210,7 +321,7 @@ def _line(row: dict[str, float]) -> str:
     return json.dumps(row) + "\n"
 
 
-def _provenance(dataset: Dataset, spec: TrainSpec, where: Accelerator) -> dict[str, str]:
+def _provenance(dataset: Dataset, spec: TrainSpec, where: Accelerator, group: Group) -> dict[str, str]:
     return {
         "data": dataset.name,
         "train_images": str(len(dataset.train)),
@@ -218,7 +329,7 @@ def _provenance(dataset: Dataset, spec: TrainSpec, where: Accelerator) -> dict[s
         "train_images_sha256": dataset.train.images_sha256,
         "val_images_sha256": dataset.val.images_sha256,
         "seed": str(spec.seed),
-        "device": where.name,
+        "device": where.name if group.size == 1 else f"{group.size} x {where.name}",
         "torch": torch.__version__,
         "edgekit": __version__,
     }

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgekit import files
+from edgekit import checkpoint, files
 from edgekit.data import Dataset
 from edgekit.errors import CheckpointError
-from edgekit.recipe import ModelSpec, TrainSpec
+from edgekit.recipe import ModelSpec
 from edgekit.schema import encode
+from edgekit.trainspec import TrainSpec
 
-FORMAT = 1
+FORMAT = 2
 DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile)
 STATE = "state.pt"
 
@@ -45,6 +46,11 @@ def settings(dataset: Dataset, model: ModelSpec, spec: TrainSpec) -> dict[str, A
             "preprocess": encode(dataset.preprocess),
             "train_images": dataset.train.images_sha256[:12],
             "val_images": dataset.val.images_sha256[:12],
+        },
+        "learnt_from": {
+            name: checkpoint.find(Path(name)).weights_sha256[:12]
+            for name in (spec.finetune and spec.finetune.weights, spec.distill and spec.distill.teacher)
+            if name and Path(name).is_dir()
         },
     }
     return dict(_flat(tree, ""))
