@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgekit import __version__, files, inputs, result
 from edgekit.artifact import Artifact
+from edgekit.data import Dataset
 from edgekit.device import BenchJob, Device, Entry, Outcome, Progress
 from edgekit.errors import ArtifactError, DataError, DeviceError, UsageError
 from edgekit.preprocess import Pixels, Preprocess
@@ -35,6 +36,23 @@ class Images:
     truth: tuple[int, ...]
     classes: tuple[str, ...]
     read: Callable[[Preprocess], Pixels]
+
+
+def held_out(dataset: Dataset) -> Images:
+    """The dataset's held-out images."""
+    val = dataset.val
+
+    def read(preprocess: Preprocess) -> Pixels:
+        assert preprocess == dataset.preprocess
+        return val.read()
+
+    return Images(
+        name=f"{dataset.name}/val",
+        images_sha256=val.images_sha256,
+        truth=val.labels,
+        classes=dataset.classes,
+        read=read,
+    )
 
 
 def bench(

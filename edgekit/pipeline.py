@@ -7,18 +7,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from edgekit import __version__, checkpoint, files, recipe, report, result, runs
 from edgekit import artifact as artifacts
 from edgekit.artifact import Artifact
-from edgekit.bench import Images, bench
+from edgekit.bench import bench, held_out
 from edgekit.checkpoint import Checkpoint
-from edgekit.data import Dataset, Split
+from edgekit.data import Dataset
 from edgekit.data import names as data_names
 from edgekit.device import Device, Progress, open_device
 from edgekit.errors import ArtifactError, CheckpointError, ResultError, UsageError, unknown
-from edgekit.preprocess import Pixels, Preprocess
+from edgekit.group import ALONE, Group
 from edgekit.recipe import BenchSpec, Recipe, Variant
 from edgekit.report import Comparison
 from edgekit.runs import Run
@@ -38,12 +36,13 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One run of a recipe. *source* is a data name or an absolute folder."""
+    """One run of a recipe. *source* is a data name or an absolute folder; *group*: who trains together."""
 
     run: Run
     recipe: Recipe
     source: str
     listener: Listener
+    group: Group = ALONE
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -66,8 +65,12 @@ class Pipeline:
         if "train" in stages and ("train" in force or not self.trained()):
             from edgekit import data, models
 
-            data.check(self.source)
             models.check(self.recipe.model)
+            data.check(self.source)
+            if self.recipe.train.finetune or self.recipe.train.distill:
+                from edgekit.train import start
+
+                start.check(self.recipe.model, self.recipe.train, self.listener.confirm)
         if "convert" in stages and ("train" in force or not all(map(self._converted, self.recipe.variant))):
             from edgekit import convert
 
@@ -106,22 +109,34 @@ class Pipeline:
                 "anew, --out gives this one a folder of its own"
             )
 
-    def train(self) -> Checkpoint:
-        if self.trained():
-            found = checkpoint.read(self.run.checkpoint)
-            self.listener.say(f"train: done already, {_accuracy(found)}")
-            return found
+    def train(self) -> None:
+        if self.group.share(self.group.main and self.trained()):
+            self.listener.say(f"train: done already, {_accuracy(checkpoint.read(self.run.checkpoint))}")
+            return
         from edgekit.train import train
 
-        resume = (self.run.folder / "train").exists()
+        if self.group.main:
+            _ = self.dataset  # it may have to be downloaded: the other processes wait
+        resume = self.group.share((self.run.folder / "train").exists())
         self.listener.say(
             f"train: {self.recipe.model.name} on {self.dataset.name}, {len(self.dataset.train)} images to learn "
-            f"from, {len(self.dataset.val)} held out, {self.recipe.train.epochs} epochs"
+            f"from, {len(self.dataset.val)} held out, {_epochs(self.recipe.train.epochs)}"
         )
-        made = train(self.dataset, self.recipe.model, self.recipe.train, self.run.folder / "train", resume=resume)
-        self.run.mark("train", self._train_key)
-        self.listener.say(f"train: {_accuracy(made)}")
-        return made
+        made = train(
+            self.dataset,
+            self.recipe.model,
+            self.recipe.train,
+            self.run.folder / "train",
+            resume=resume,
+            group=self.group,
+            say=lambda note: self.listener.say(f"train: {note}"),
+            confirm=self.listener.confirm,
+        )
+        if self.group.main:
+            self.run.mark("train", self._train_key)
+            self.listener.say(
+                f"train: {_accuracy(made)}; curves and confusion matrix in {self.run.folder / 'train'}"
+            )
 
     def _convert_key(self, variant: Variant) -> str:
         trained = checkpoint.read(self.run.checkpoint)
@@ -149,7 +164,7 @@ class Pipeline:
             from edgekit.export import from_checkpoint
 
             source = from_checkpoint(checkpoint.read(self.run.checkpoint), self.dataset.train)
-            images = sample(self.dataset.val, PARITY_IMAGES)
+            images = self.dataset.val.sample(PARITY_IMAGES)
             with self.listener.bar("convert") as progress:
                 for done, variant in enumerate(missing):
                     progress(variant.name, done / len(missing))
@@ -205,7 +220,7 @@ class Pipeline:
             return
         self.listener.say(f"bench: {len(able)} files on {address}, about {_duration(len(able), spec):.0f} s")
         with self.listener.bar("bench") as progress:
-            images = images_of(self.dataset)
+            images = held_out(self.dataset)
             bench(able, device, spec, out, images=images, progress=progress)
         self.run.mark(f"bench/{address}", key)
 
@@ -239,10 +254,12 @@ def run(
     force: Sequence[str] = (),
     allow_invalid: bool = False,
     may_resume: bool = True,
+    group: Group = ALONE,
 ) -> tuple[Run, Comparison | None]:
     """Run a recipe up to the stage *until*; the comparison when it got there.
 
-    *name* is a shipped recipe or a path; with *text* (TOML) it only names the run. *force* redoes stages.
+    *name* is a shipped recipe or a path; with *text* (TOML) it only names the run. *force* redoes stages. Of a
+    *group* of processes all train, and the main one does the rest.
     Interrupted, the same call goes on where it stopped. Raises RecipeError, UsageError and what stages raise.
     """
     for stage in (until, *force):
@@ -254,7 +271,10 @@ def run(
     folder = Run(folder=out or Path("runs") / _folder_name(name, source if data else ""))
     stages = STAGES[: STAGES.index(until) + 1]
     addresses = tuple(devices) or followed.bench.devices
-    pipeline = Pipeline(folder, followed, source, listener)
+    pipeline = Pipeline(folder, followed, source, listener, group)
+    if not group.main:
+        pipeline.train()
+        return folder, None
     pipeline.check(stages, addresses, force)
     with folder.locked():
         pipeline.guard(force, may_resume=may_resume)
@@ -282,23 +302,6 @@ def resolve(source: str) -> str:
     return str(path.resolve()) if source not in data_names() and path.exists() else source
 
 
-def images_of(dataset: Dataset) -> Images:
-    """The held-out images, as `bench` takes them."""
-    val = dataset.val
-
-    def read(preprocess: Preprocess) -> Pixels:
-        assert preprocess == dataset.preprocess
-        return val.read()
-
-    return Images(
-        name=f"{dataset.name}/val",
-        images_sha256=val.images_sha256,
-        truth=val.labels,
-        classes=dataset.classes,
-        read=read,
-    )
-
-
 def _measured(out: Path, artifact: Artifact, spec: BenchSpec) -> bool:
     """Whether the artifact has whole results for every thread count."""
     names = [f"{artifact.name}-t{n}" for n in spec.threads] if len(spec.threads) > 1 else [artifact.name]
@@ -313,15 +316,13 @@ def _duration(artifacts: int, spec: BenchSpec) -> float:
     return artifacts * len(spec.threads) * (spec.seconds + spec.warmup_seconds)
 
 
-def sample(split: Split, count: int, seed: int = 0) -> Pixels:
-    """The pixels of a seeded choice of images."""
-    order = np.random.default_rng(seed).permutation(len(split))[:count]
-    return split.read(sorted(int(index) for index in order))
-
-
 def _folder_name(name: str, source: str) -> str:
     stem = Path(name).stem
     return f"{stem}-{Path(source).name}" if source else stem
+
+
+def _epochs(count: int) -> str:
+    return "1 epoch" if count == 1 else f"{count} epochs"
 
 
 def _accuracy(found: Checkpoint) -> str:

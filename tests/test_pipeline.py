@@ -16,8 +16,10 @@ from PIL import Image
 
 from edgekit import pipeline, recipe, result, runs
 from edgekit.errors import UsageError
+from edgekit.preprocess import preset
 from edgekit.runs import Run
 from edgekit.schema import decode, encode
+from edgekit.trainspec import FinetuneSpec, TrainSpec
 
 ROOT = Path(__file__).parent.parent
 
@@ -321,12 +323,18 @@ def _text(path: Path) -> str:
 
 
 def test_the_recipe_of_a_model_by_name_decodes() -> None:
-    text = recipe.for_model("mobilenet_v2", 'a "quoted" folder', size=96, epochs=3)
-    assert recipe.parse(text, "text").data.source == 'a "quoted" folder'
+    contract = preset("minus1to1", 96, 96)
+    text = recipe.for_model("mobilenet_v2", 'a "quoted" folder', contract, epochs=3)
+    found = recipe.parse(text, "text")
+    assert found.data.source == 'a "quoted" folder'
+    assert found.data.preprocess == contract
+    assert found.train == TrainSpec(epochs=3)
+    tuned = recipe.parse(recipe.for_model("mobilenet_v2", "x", contract, epochs=1, weights="imagenet"), "text")
+    assert tuned.train.finetune == FinetuneSpec(weights="imagenet", freeze_epochs=0)
 
 
 def test_a_later_edgekit_with_more_settings_knows_its_old_runs() -> None:
     """What a run was made from is hashed without defaults, so a new field with a default changes no hash."""
-    spec = recipe.TrainSpec(epochs=3, momentum=0.9)
+    spec = TrainSpec(epochs=3, momentum=0.9)
     assert encode(spec, defaults=False) == {"epochs": 3}
-    assert decode(recipe.TrainSpec, encode(spec, defaults=False)) == spec
+    assert decode(TrainSpec, encode(spec, defaults=False)) == spec

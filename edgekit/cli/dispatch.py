@@ -22,6 +22,7 @@ def dispatch(command: str, words: Sequence[str]) -> int:
     debug = "--debug" in words
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
+    args = argparse.Namespace()
     try:
         if command not in COMMANDS:
             raise unknown("command", command, COMMANDS)
@@ -48,7 +49,8 @@ def dispatch(command: str, words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
-        _tell("interrupted; the same command goes on where it stopped")
+        option = "" if getattr(args, "resume", True) else " with --resume"
+        _tell(f"interrupted; the same command{option} goes on where it stopped")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

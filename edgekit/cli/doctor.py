@@ -10,7 +10,8 @@ EXAMPLES = """examples:
 FEATURES = (
     ("bench and compare", "", ("numpy", "pillow", "scipy", "rich", "tqdm")),
     ("run tflite files", "", ("ai-edge-litert",)),
-    ("train", "train", ("torch", "torchvision", "safetensors", "scikit-learn")),
+    ("train", "train", ("torch", "torchvision", "safetensors", "scikit-learn", "matplotlib")),
+    ("models of timm", "timm", ("timm",)),
     ("convert to tflite", "tflite", ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")),
     ("convert to coreml", "coreml", ("torch", "coremltools")),
     ("convert to onnx", "onnx", ("torch", "onnx", "onnxscript")),

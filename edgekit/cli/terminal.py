@@ -48,6 +48,16 @@ class Terminal:
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
+class Silent(Terminal):
+    """For the processes of a training that are not the main one."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def confirm(self, question: str) -> bool:
+        return False
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="also write the figures as JSON; - for stdout")
 

@@ -1,13 +1,19 @@
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from edgekit.cli.terminal import Terminal, add_json, count, pixels, write_json
+from edgekit import checkpoint
+from edgekit.cli.terminal import Silent, Terminal, add_json, count, pixels, write_json
 from edgekit.errors import UsageError, nearest
+from edgekit.preprocess import Preprocess, preset
+from edgekit.recipe import ModelSpec
 
 EXAMPLES = """examples:
   edgekit train quickstart
   edgekit train mobilenet_v2 --data photos --size 160 --epochs 50
+  edgekit train mobilenet_v3_large --data photos --weights imagenet --size 160
   edgekit train my.toml --data photos --out runs/photos --resume
+  torchrun --nproc-per-node 4 -m edgekit train mobilenet_v2_imagenet --data imagenet
 """
 
 
@@ -19,29 +25,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="train again, replacing what is there")
     parser.add_argument("--size", type=pixels, metavar="PIXELS", help="input height and width, for a model's name")
     parser.add_argument("--epochs", type=count, metavar="N", help="epochs, for a model's name")
+    parser.add_argument(
+        "--weights",
+        metavar="imagenet|DIR",
+        help="trained weights to start from, for a model's name: published or yours",
+    )
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from edgekit import checkpoint, pipeline
+    from edgekit import group, pipeline
 
     text = "" if _is_recipe(args.what) else _recipe_for(args)
-    if not text and (args.size is not None or args.epochs is not None):
+    if not text and any(value is not None for value in (args.size, args.epochs, args.weights)):
         raise UsageError(
-            "--size and --epochs belong to a model's name; what a recipe is, the recipe says: edit it"
+            "--size, --epochs and --weights belong to a model's name; what a recipe is, the recipe says: edit it"
         )
-    folder, _ = pipeline.run(
-        args.what,
-        text=text,
-        listener=Terminal(),
-        data=args.data,
-        out=args.out,
-        until="train",
-        force=("train",) if args.force else (),
-        may_resume=args.resume,
-    )
+    with group.joined() as processes:
+        folder, _ = pipeline.run(
+            args.what,
+            text=text,
+            listener=Terminal() if processes.main else Silent(),
+            data=args.data,
+            out=args.out,
+            until="train",
+            force=("train",) if args.force else (),
+            may_resume=args.resume,
+            group=processes,
+        )
+    if not processes.main:
+        return 0
     trained = checkpoint.read(folder.checkpoint)
     write_json(args.json, {"checkpoint": str(folder.checkpoint), **asdict(trained)["metrics"]})
     if args.json != "-":
@@ -66,4 +81,18 @@ def _recipe_for(args: argparse.Namespace) -> str:
         )
     if not args.data:
         raise UsageError(f"training {args.what} needs images: --data DIR, a folder that holds one folder a class")
-    return recipe.for_model(args.what, args.data, size=args.size or 224, epochs=args.epochs or 30)
+    contract = _contract(args)
+    return recipe.for_model(args.what, args.data, contract, epochs=args.epochs or 30, weights=args.weights)
+
+
+def _contract(args: argparse.Namespace) -> Preprocess:
+    """How pixels become input: as the weights were trained, else ImageNet's way."""
+    if args.weights and args.weights != "imagenet":
+        found = checkpoint.find(Path(args.weights)).preprocess
+        side = args.size or found.height
+        return found if (side, side) == (found.height, found.width) else replace(found, height=side, width=side)
+    from edgekit.models import pretrained
+
+    name = pretrained.published(ModelSpec(name=args.what)).preprocess if args.weights else "imagenet"
+    side = args.size or 224
+    return preset(name, side, side)
