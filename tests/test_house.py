@@ -13,12 +13,14 @@ ORDER = (
     "__init__ errors units files",
     "schema plugins requires quiet",
     "preprocess measure stats",
+    "trainspec group",
     "artifact recipe",
     "checkpoint result flatbuffer mil",
     "data models",
     "train",
     "export",
-    "parity",
+    "lower",
+    "parity xnnpack",
     "convert device inputs",
     "agent bench",
     "report",
@@ -91,11 +93,12 @@ def loaded_by(*words: str) -> set[str]:
 
 def test_help_loads_nothing_heavy() -> None:
     heavy = {"torch", "numpy", "scipy", "PIL", "tqdm", "rich", "argparse", "ai_edge_litert", "coremltools", "onnx"}
+    heavy |= {"matplotlib", "timm"}
     assert not loaded_by("--help") & heavy
 
 
 def test_compare_and_bench_need_no_torch() -> None:
-    heavy = {"torch", "torchvision", "sklearn", "coremltools", "onnx", "litert_torch"}
+    heavy = {"torch", "torchvision", "sklearn", "coremltools", "onnx", "litert_torch", "matplotlib", "timm"}
     code = "import edgekit.cli.bench, edgekit.bench, edgekit.report, edgekit.runs, edgekit.data, edgekit.device\n"
     code += (
         "import sys; from edgekit import plugins; plugins.load('devices', 'local'); print('\\n'.join(sys.modules))"
