@@ -14,6 +14,7 @@ from edgekit import __version__, files, plugins
 from edgekit import artifact as artifacts
 from edgekit.artifact import Artifact, Calibration, TensorSpec
 from edgekit.errors import ArtifactError, ConversionError, EdgekitError, UsageError, unknown
+from edgekit.flatbuffer import Operator
 from edgekit.parity import parity
 from edgekit.preprocess import Pixels, Preprocess
 from edgekit.recipe import Variant
@@ -36,12 +37,16 @@ class Conversion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inspection:
-    """What stands in a model file. ``operators``: name and count, most frequent first."""
+    """What stands in a model file. ``operators``: name and count, most frequent first.
+
+    ``details``: each operator in the order in which they run, for formats that tell.
+    """
 
     input: TensorSpec
     output: TensorSpec
     operators: tuple[tuple[str, int], ...]
     weights: tuple[tuple[str, int], ...]  # type of the stored constants and their bytes
+    details: tuple[Operator, ...] = ()
     labels: tuple[str, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
 

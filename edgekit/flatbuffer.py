@@ -1,10 +1,12 @@
 """Reading and editing TFLite flatbuffers: tensors, operators, embedded metadata."""
 
 import json
+import math
 import struct
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,32 +59,53 @@ def text(name: bytes | str) -> str:
     return name.decode() if isinstance(name, bytes) else name
 
 
-def prepend_cast(model: Any) -> None:
-    """Make the model take uint8 where it took float32: a CAST before its first operator."""
+def prepend_dequantize(model: Any) -> None:
+    """Make the model take uint8 where it took float32: a DEQUANTIZE of scale 1 before its first operator.
+
+    A CAST would do the same, but XNNPACK does not take it.
+    """
     kinds = schema()
     graph = model.subgraphs[0]
     floats, pixels = graph.inputs[0], len(graph.tensors)
 
     code = kinds.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = kinds.BuiltinOperator.CAST
+    code.builtinCode = code.deprecatedBuiltinCode = kinds.BuiltinOperator.DEQUANTIZE
     code.version = 1
     model.operatorCodes.append(code)
 
-    tensor = kinds.TensorT()
+    tensor, quantization = kinds.TensorT(), kinds.QuantizationParametersT()
     tensor.shape, tensor.hasRank = list(graph.tensors[floats].shape), True
     tensor.type = kinds.TensorType.UINT8
+    quantization.scale, quantization.zeroPoint = [1.0], [0]
+    tensor.quantization = quantization
     graph.tensors.append(tensor)
 
-    cast, options = kinds.OperatorT(), kinds.CastOptionsT()
-    options.inDataType, options.outDataType = kinds.TensorType.UINT8, kinds.TensorType.FLOAT32
-    cast.opcodeIndex, cast.inputs, cast.outputs = len(model.operatorCodes) - 1, [pixels], [floats]
-    cast.builtinOptionsType, cast.builtinOptions = kinds.BuiltinOptions.CastOptions, options
-    graph.operators.insert(0, cast)
+    dequantize = kinds.OperatorT()
+    dequantize.opcodeIndex, dequantize.inputs, dequantize.outputs = (
+        len(model.operatorCodes) - 1,
+        [pixels],
+        [floats],
+    )
+    graph.operators.insert(0, dequantize)
 
     graph.tensors[floats].name = "pixels_as_float"
     graph.inputs = [pixels]
     for signature in model.signatureDefs or []:
         signature.inputs[0].tensorIndex = pixels
+
+
+def stem(model: Any) -> tuple[str, ...]:
+    """The names of what the operators give from the input to the first convolution; none where it comes later."""
+    graph, names = model.subgraphs[0], _operator_names(model)
+    current, found = int(graph.inputs[0]), []
+    while True:
+        users = [operator for operator in graph.operators if current in operator.inputs]
+        if len(users) != 1 or names[users[0].opcodeIndex] not in ("ADD", "SUB", "MUL", "PAD", "CONV_2D"):
+            return ()
+        current = int(users[0].outputs[0])
+        found.append(text(graph.tensors[current].name))
+        if names[users[0].opcodeIndex] == "CONV_2D":
+            return tuple(found)
 
 
 def rename_ends(model: Any, before: str, after: str) -> None:
@@ -114,10 +137,68 @@ def embedded(model: Any) -> dict[str, Any]:
 
 def operators(model: Any) -> tuple[tuple[str, int], ...]:
     """Operator names and their counts, most frequent first."""
-    names = {value: name for name, value in vars(schema().BuiltinOperator).items() if name.isupper()}
-    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
-    found = Counter(names[codes[operator.opcodeIndex]] for operator in model.subgraphs[0].operators)
+    names = _operator_names(model)
+    found = Counter(names[operator.opcodeIndex] for operator in model.subgraphs[0].operators)
     return tuple(found.most_common())
+
+
+def _operator_names(model: Any) -> list[str]:
+    """By the index that operators have of them."""
+    names = {value: name for name, value in vars(schema().BuiltinOperator).items() if name.isupper()}
+    return [names[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in model.operatorCodes]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Operator:
+    """One operator of a file. *name*: of what it gives; *dtype*: of that; *weights*: of its largest constant.
+
+    *macs*: multiply-accumulates of convolutions and dense layers; *size_bytes*: of all its constants.
+    """
+
+    kind: str
+    name: str
+    dtype: str
+    weights: str = ""
+    macs: int = 0
+    size_bytes: int = 0
+
+
+def details(model: Any) -> tuple[Operator, ...]:
+    """All operators in the order in which they run."""
+    graph, names = model.subgraphs[0], _operator_names(model)
+    found: list[Operator] = []
+    seen: set[int] = set()
+    for operator in graph.operators:
+        kind, inputs = names[operator.opcodeIndex], [graph.tensors[i] for i in operator.inputs if i >= 0]
+        output = graph.tensors[operator.outputs[0]]
+        sizes = {tensor.buffer: _size_bytes(model, tensor) for tensor in inputs}
+        largest = max(inputs, key=lambda tensor: sizes[tensor.buffer])
+        found.append(
+            Operator(
+                kind=kind,
+                name=text(output.name),
+                dtype=_type_name(output.type),
+                weights=_type_name(largest.type) if sizes[largest.buffer] else "",
+                macs=_macs(kind, inputs, output),
+                size_bytes=sum(size for buffer, size in sizes.items() if buffer not in seen),
+            )
+        )
+        seen |= sizes.keys()
+    return tuple(found)
+
+
+def _size_bytes(model: Any, tensor: Any) -> int:
+    data = model.buffers[tensor.buffer].data
+    return 0 if data is None else len(data)
+
+
+def _macs(kind: str, inputs: list[Any], output: Any) -> int:
+    """A product for each value of the output and each weight of its channel."""
+    if kind not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+        return 0
+    weights = [int(side) for side in inputs[1].shape]
+    per_value = weights[1] * weights[2] if kind == "DEPTHWISE_CONV_2D" else math.prod(weights[1:])
+    return math.prod(int(side) for side in output.shape) * per_value
 
 
 def weights(model: Any) -> tuple[tuple[str, int], ...]:

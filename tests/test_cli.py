@@ -76,7 +76,7 @@ BAD = [
     (("run", "bad.toml"), 2, "bad.toml: 4 faults", "model.nam: unknown key; did you mean 'name'?"),
     (("train", "mobilenet_v9"), 2, "'mobilenet_v9' is neither a recipe nor a model", "mobilenet_v2"),
     (("train", "mobilenet_v2"), 2, "needs images", "--data DIR"),
-    (("train", "quickstart", "--epochs", "3"), 2, "--size, --epochs and --weights belong to a model's name", "edit it"),
+    (("train", "quickstart", "--epochs", "3"), 2, "--epochs and --weights belong to a model's name", "edit it"),
     (("convert", "nothing", "--target", "tflite"), 2, "unknown model 'nothing'", "mobilenet_v2"),
     (("convert", "mobilenet_v2", "--target", "tflit"), 2, "unknown target 'tflit'", "did you mean 'tflite'?"),
     (

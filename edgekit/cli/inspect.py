@@ -1,7 +1,11 @@
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekit.cli.terminal import add_json, table, write_json
+
+if TYPE_CHECKING:
+    from edgekit.convert import Inspection
 
 EXAMPLES = """examples:
   edgekit inspect runs/quickstart/artifacts/tflite-int8.tflite
@@ -25,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if not path.exists():
         raise ArtifactError(f"no such file: {path}")
     found = for_file(path).inspect(path)
+    taken, fault = _taken(path) if found.details else ((), "")
     described = artifacts.read(path) if artifacts.sidecar(path).is_file() else None
     write_json(
         args.json,
@@ -33,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
             "size_bytes": files.size_bytes(path),
             "sha256": files.sha256(path),
             **encode(found),
+            "xnnpack": taken or None,
             "sidecar": encode(described) if described else None,
         },
     )
@@ -62,9 +68,47 @@ def run(args: argparse.Namespace) -> int:
     else:
         rows.append(("sidecar", "none: not made by edgekit, or parted from it"))
     print("\n".join(f"{name:12} {value}" for name, value in rows), end="\n\n")
-    print(table(("operator", "count"), [(name, str(count)) for name, count in found.operators]), end="\n\n")
+    print(_operators(found, taken), end="\n\n")
+    if fault:
+        print(f"XNNPACK      {fault}", end="\n\n")
     print(table(("stored as", "size"), [(name, units.size(count)) for name, count in found.weights]))
     return 0
+
+
+def _taken(path: Path) -> tuple[tuple[bool, ...], str]:
+    """Which operators XNNPACK takes here, or why that is not known."""
+    from edgekit import xnnpack
+    from edgekit.errors import ArtifactError
+
+    try:
+        return xnnpack.taken(path), ""
+    except ArtifactError as error:
+        return (), str(error)
+
+
+def _operators(found: "Inspection", taken: tuple[bool, ...]) -> str:
+    """The table of operators: one row for each kind and its types, those that compute most first."""
+    from edgekit import units
+
+    if not found.details:
+        return table(("operator", "count"), [(name, str(count)) for name, count in found.operators])
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for index, one in enumerate(found.details):
+        groups.setdefault((one.kind, one.dtype, one.weights), []).append(index)
+    sums = {
+        key: (sum(found.details[i].macs for i in group), sum(found.details[i].size_bytes for i in group))
+        for key, group in groups.items()
+    }
+    rows = []
+    for key, group in sorted(groups.items(), key=lambda item: (-sums[item[0]][0], -len(item[1]), item[0])):
+        macs, size_bytes = sums[key]
+        inside = sum(taken[index] for index in group) if taken else 0
+        share = "all" if inside == len(group) else f"{inside} of {len(group)}" if inside else "none"
+        computed = f"{macs / 1e6:.1f} M" if macs else ""
+        stored = units.size(size_bytes) if size_bytes else ""
+        rows.append((key[0], str(len(group)), *key[1:], computed, stored, share if taken else "?"))
+    head = ("operator", "count", "gives", "weights", "MACs", "stored", "taken by XNNPACK")
+    return table(head, rows)
 
 
 def _tensor(spec: "object") -> str:

@@ -1,0 +1,102 @@
+"""What `edgekit inspect` tells of a TFLite file's operators: types, products, bytes, and who runs them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgekit import convert, flatbuffer, xnnpack
+from edgekit.cli import main
+from edgekit.errors import ArtifactError
+from edgekit.flatbuffer import Operator
+from edgekit.lower.graph import Graph, Node
+from edgekit.lower.write import to_bytes
+from tests import tiny_models
+
+VALUES = tiny_models.SIDE * tiny_models.SIDE * 3
+
+
+def chain(*kinds: str) -> bytes:
+    """A file of operators of one input each, in a row."""
+    shape = (1, 8, 8, 3)
+    graph = Graph(input="x", output="x", shapes={"x": shape})
+    for kind in kinds:
+        node = Node(kind=kind, inputs=(graph.output,), output=graph.unique(kind))
+        graph.output = graph.add_node_(node, shape)
+    return to_bytes(graph)
+
+
+def unloadable(path: Path) -> None:
+    """A sound flatbuffer with a version of an operator that no runtime has."""
+    tiny_models.tflite(path)
+    model = flatbuffer.unpack(path.read_bytes())
+    model.operatorCodes[0].version = 99
+    path.write_bytes(flatbuffer.pack(model))
+
+
+def test_details_of_each_operator(tmp_path: Path) -> None:
+    path = tiny_models.tflite(tmp_path / "dense.tflite").path
+    assert convert.for_file(path).inspect(path).details == (
+        Operator(kind="CAST", name="floats", dtype="float32"),
+        Operator(kind="RESHAPE", name="row", dtype="float32", weights="int32", size_bytes=8),
+        Operator(
+            kind="FULLY_CONNECTED",
+            name="logits",
+            dtype="float32",
+            weights="float32",
+            macs=VALUES * 4,
+            size_bytes=VALUES * 16,
+        ),
+    )
+
+
+def test_xnnpack_leaves_what_it_does_not_know(tmp_path: Path) -> None:
+    path = tmp_path / "chain.tflite"
+    path.write_bytes(chain("RELU", "LOGISTIC", "FLOOR", "LOG_SOFTMAX", "RELU6"))
+    assert xnnpack.taken(path) == (True, True, True, False, True)
+
+
+def test_two_parts_and_an_operator_between() -> None:
+    def listed(name: str, inputs: list[int], outputs: list[int]) -> dict[str, object]:
+        return {"op_name": name, "inputs": inputs, "outputs": outputs}
+
+    operators = [listed("A", [0], [1]), listed("B", [1], [2]), listed("C", [2], [3]), listed("D", [3, 1], [4])]
+    assert xnnpack.inside(operators) == [False] * 4
+    first, second = listed("DELEGATE", [0], [2, 1]), listed("DELEGATE", [3, 1], [4])
+    assert xnnpack.inside([*operators, first, second]) == [True, True, False, True]
+
+
+def test_a_file_that_the_runtime_refuses(tmp_path: Path) -> None:
+    unloadable(tmp_path / "new.tflite")
+    with pytest.raises(ArtifactError, match=r"the runtime cannot load .*new\.tflite: .*version '?99'?"):
+        xnnpack.taken(tmp_path / "new.tflite")
+
+
+def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tiny_models.tflite(tmp_path / "dense.tflite").path
+    assert main(["inspect", str(path)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["operator", "count", "gives", "weights", "MACs", "stored", "taken", "by", "XNNPACK"] in lines
+    assert ["FULLY_CONNECTED", "1", "float32", "float32", "0.0", "M", "3.07", "kB", "all"] in lines
+    assert ["CAST", "1", "float32", "none"] in lines
+
+
+def test_the_table_without_a_runtime_that_loads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unloadable(tmp_path / "new.tflite")
+    assert main(["inspect", str(tmp_path / "new.tflite")]) == 0
+    out = capsys.readouterr().out
+    assert "the runtime cannot load" in out
+    assert ["CAST", "1", "float32", "?"] in [line.split() for line in out.splitlines()]
+
+
+def test_json_holds_each_operator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tiny_models.tflite(tmp_path / "dense.tflite").path
+    assert main(["inspect", str(path), "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["kind"] for one in found["details"]] == ["CAST", "RESHAPE", "FULLY_CONNECTED"]
+    assert found["xnnpack"] == [False, True, True]
+
+
+def test_the_stem_ends_with_the_first_convolution(tmp_path: Path) -> None:
+    assert flatbuffer.stem(flatbuffer.unpack(chain("RELU"))) == ()
+    assert flatbuffer.stem(flatbuffer.unpack(tiny_models.tflite(tmp_path / "x.tflite").path.read_bytes())) == ()
