@@ -4,12 +4,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from edgekit.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+WAIT = timedelta(hours=3)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +40,8 @@ class Group:
         import torch.distributed as dist
 
         box: list[Any] = [value]
-        dist.broadcast_object_list(box)
+        with _together():
+            dist.broadcast_object_list(box)
         shared: T = box[0]
         return shared
 
@@ -45,8 +50,18 @@ class Group:
         if self.size > 1:
             import torch.distributed as dist
 
-            dist.all_reduce(tensor)
+            with _together():
+                dist.all_reduce(tensor)
         return tensor
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Inside it a lost connection is told in one line: why it was lost, the process that stopped has said."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise TrainingError("another process of this training stopped; its own message says why") from error
 
 
 ALONE = Group()
@@ -67,9 +82,16 @@ def joined() -> Iterator[Group]:
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
     )
     if torch.cuda.is_available():
+        if group.local_rank >= torch.cuda.device_count():
+            raise UsageError(
+                f"this is process {group.local_rank + 1} of this machine, which has {torch.cuda.device_count()} "
+                "GPUs: start one process for each (torchrun --nproc-per-node)"
+            )
         torch.cuda.set_device(group.local_rank)
-    # With a GPU, tensors on the CPU (counts, objects) still travel by gloo.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    # With a GPU, tensors on the CPU (counts, objects) still travel by gloo. The others wait while the main process
+    # downloads and checks a million files.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=WAIT)
     try:
         yield group
     finally:

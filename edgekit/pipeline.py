@@ -67,10 +67,10 @@ class Pipeline:
 
             models.check(self.recipe.model)
             data.check(self.source)
-            if self.recipe.train.finetune or self.recipe.train.distill:
-                from edgekit.train import start
+            from edgekit.train import setup  # takes seconds: it loads torch
 
-                start.check(self.recipe.model, self.recipe.train, self.listener.confirm)
+            resume = "train" not in force and (self.run.folder / "train").exists()
+            setup.check(self.recipe.model, self.recipe.train, resume=resume, confirm=self.listener.confirm)
         if "convert" in stages and ("train" in force or not all(map(self._converted, self.recipe.variant))):
             from edgekit import convert
 
@@ -111,7 +111,8 @@ class Pipeline:
 
     def train(self) -> None:
         if self.group.share(self.group.main and self.trained()):
-            self.listener.say(f"train: done already, {_accuracy(checkpoint.read(self.run.checkpoint))}")
+            if self.group.main:  # on another machine there may be no such folder
+                self.listener.say(f"train: done already, {_accuracy(checkpoint.read(self.run.checkpoint))}")
             return
         from edgekit.train import train
 
@@ -266,7 +267,7 @@ def run(
         if stage not in STAGES:
             raise unknown("stage", stage, STAGES)
     text = text or recipe.text_of(name)
-    followed = recipe.parse(text, name)
+    followed = recipe.from_anywhere(recipe.parse(text, name))
     source = resolve(data or followed.data.source)
     folder = Run(folder=out or Path("runs") / _folder_name(name, source if data else ""))
     stages = STAGES[: STAGES.index(until) + 1]

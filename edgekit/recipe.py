@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ from edgekit import plugins
 from edgekit.errors import RecipeError, UsageError, nearest
 from edgekit.preprocess import Preprocess
 from edgekit.schema import Between, SchemaError, decode, encode
-from edgekit.trainspec import Count, NotNegative, TrainSpec
+from edgekit.trainspec import IMAGENET, Count, NotNegative, TrainSpec
 
 Activation = Literal["relu", "relu6", "hswish", "silu"]
 Padding = Literal["symmetric", "same"]
@@ -152,6 +152,23 @@ def parse(text: str, source: str) -> Recipe:
         raise RecipeError(source, [f"not TOML: {error}"]) from error
     except SchemaError as error:
         raise RecipeError(source, error.faults) from error
+
+
+def from_anywhere(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths, so that a run can be continued from another folder."""
+    train = recipe.train
+    if train.finetune and train.finetune.weights != IMAGENET:
+        train = replace(train, finetune=replace(train.finetune, weights=_absolute(train.finetune.weights)))
+    if train.distill:
+        train = replace(train, distill=replace(train.distill, teacher=_absolute(train.distill.teacher)))
+    path, colon, function = recipe.model.name.rpartition(":")
+    name = f"{_absolute(path)}{colon}{function}" if path.endswith(".py") else _absolute(recipe.model.name)
+    return replace(recipe, train=train, model=replace(recipe.model, name=name))
+
+
+def _absolute(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
 
 
 def for_model(name: str, source: str, contract: Preprocess, *, epochs: int, weights: str | None = None) -> str:

@@ -11,6 +11,9 @@ Positive = Annotated[float, Between(1e-12)]
 NotNegative = Annotated[float, Between(0.0)]
 
 
+IMAGENET = "imagenet"  # the value of ``weights`` that names the published ones
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentSpec:
     """Random changes of a training image.
@@ -68,7 +71,7 @@ class FinetuneSpec:
     rate of the one above it (https://arxiv.org/abs/1801.06146, section 3.2).
     """
 
-    weights: str = "imagenet"
+    weights: str = IMAGENET
     freeze_epochs: Annotated[int, Between(0)] = 0
     layer_decay: Annotated[float, Between(0.01, 1.0)] = 1.0
 

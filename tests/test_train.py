@@ -28,8 +28,8 @@ from edgekit.train import BEST, LAST, METRICS, STATE, accelerator, batches, loop
 from edgekit.train import state as states
 from edgekit.train.augment import augmented
 from edgekit.train.average import Average
-from edgekit.train.learner import parameter_groups
 from edgekit.train.loop import MADE
+from edgekit.train.optimizer import parameter_groups
 from edgekit.train.schedule import learning_rate
 from edgekit.train.seeds import generator
 from edgekit.trainspec import AugmentSpec, TrainSpec

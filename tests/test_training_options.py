@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,9 +26,11 @@ from edgekit.recipe import DataSpec, ModelSpec
 from edgekit.train import BEST, CONFUSION, CURVES, EVALUATION, LAST, METRICS, accelerator, train
 from edgekit.train import start as starts
 from edgekit.train.augment import augmented, mixed, resized
-from edgekit.train.learner import Learner, parameter_groups
-from edgekit.train.loop import _balanced
+from edgekit.train.batches import shuffled
+from edgekit.train.learner import Learner
+from edgekit.train.optimizer import parameter_groups
 from edgekit.train.schedule import side
+from edgekit.train.setup import balanced, check_data
 from edgekit.trainspec import AugmentSpec, DistillSpec, FinetuneSpec, ProgressiveSpec, TrainSpec
 from tests.test_train import SPEC, TINY, noise, rows, same
 
@@ -142,9 +145,9 @@ def test_crops_from_files_come_from_the_whole_picture(tmp_path: Path, monkeypatc
 def test_images_grow_with_the_epochs() -> None:
     spec = ProgressiveSpec(start=0.5, until=0.8)
     assert [side(224, spec, epoch, 10) for epoch in range(1, 11)] == (
-        [112, 128, 144, 152, 168, 184, 192, 208, 224, 224]
+        [112, 128, 144, 160, 176, 192, 208, 224, 224, 224]
     )
-    assert [side(32, spec, epoch, 5) for epoch in range(1, 6)] == [16, 20, 24, 28, 32]
+    assert [side(32, spec, epoch, 5) for epoch in range(1, 6)] == [16, 20, 28, 32, 32]
     assert side(32, None, 1, 5) == 32
     assert resized(batch().float(), 8, 8).shape == (12, 3, 8, 8)
 
@@ -152,21 +155,21 @@ def test_images_grow_with_the_epochs() -> None:
 def test_a_training_with_growing_images(dataset: Dataset, tmp_path: Path) -> None:
     spec = replace(SPEC, progressive=ProgressiveSpec(start=0.5, until=1.0))
     train(dataset, TINY, spec, tmp_path)
-    assert [row["side"] for row in rows(tmp_path)] == [8, 8, 12, 16]
+    assert [row["side"] for row in rows(tmp_path)] == [8, 12, 12, 16]
 
 
 def test_patience_stops_a_training(dataset: Dataset, tmp_path: Path) -> None:
     said: list[str] = []
-    spec = replace(SPEC, epochs=30, patience=2, learning_rate=1e-12, ema=0.0)
-    found = train(dataset, TINY, spec, tmp_path, say=said.append)
-    lines = rows(tmp_path)
-    assert len(lines) == int(found.metrics["epoch"]) + 2 < 30
-    assert said == [
-        f"stopped after {len(lines)} of 30 epochs: top-1 was best in epoch {found.metrics['epoch']:.0f} "
-        "(train.patience = 2)"
-    ]
-    train(dataset, TINY, spec, tmp_path, resume=True)  # it is over already
-    assert rows(tmp_path) == lines
+    (tmp_path / "net.py").write_text(NET.format(limit=100))
+    model, spec = ModelSpec(name=f"{tmp_path / 'net.py'}:Net"), replace(SPEC, epochs=30, patience=2)
+    still = replace(spec, learning_rate=1e-12, ema=0.0)
+    train(dataset, model, still, tmp_path / "out", say=said.append)
+    lines = rows(tmp_path / "out")
+    assert len({line["val_top1"] for line in lines}) == 1  # equal is no progress
+    assert len(lines) == 3
+    assert said == ["stopped after 3 of 30 epochs: top-1 was best in epoch 3 (train.patience = 2)"]
+    train(dataset, model, still, tmp_path / "out", resume=True)  # it is over already
+    assert rows(tmp_path / "out") == lines
 
 
 def test_a_long_gradient_is_cut(dataset: Dataset) -> None:
@@ -186,8 +189,8 @@ def test_a_long_gradient_is_cut(dataset: Dataset) -> None:
 def test_every_class_counts_the_same() -> None:
     skewed = replace(noise(), train=noise().train.take([i for i, y in enumerate(noise().train.labels) if y < 2]))
     with pytest.raises(DataError, match="class_weights = 'balanced': no training image of c"):
-        _balanced(skewed)
-    weights = _balanced(noise())
+        balanced(skewed)
+    weights = balanced(noise())
     labels = torch.tensor(noise().train.labels)
     assert float(weights[labels].mean()) == pytest.approx(1.0)
     sums = torch.bincount(labels) * weights
@@ -259,7 +262,78 @@ def test_a_batch_that_does_not_fit_is_halved_once(dataset: Dataset, tmp_path: Pa
         train(dataset, ModelSpec(name=f"{tmp_path / 'none.py'}:Net"), SPEC, tmp_path / "none", say=said.append)
 
 
+def test_a_small_last_batch_is_not_cut(dataset: Dataset, tmp_path: Path) -> None:
+    """27 images in batches of 12 leave 3: in two parts one would have a single image, which batch norm refuses."""
+    (tmp_path / "net.py").write_text(NET.format(limit=6).replace("nn.Tanh()", "nn.BatchNorm1d(16)"))
+    few = replace(dataset, train=dataset.train.take(range(27)))
+    said: list[str] = []
+    train(few, ModelSpec(name=f"{tmp_path / 'net.py'}:Net"), replace(SPEC, epochs=2), tmp_path, say=said.append)
+    assert len(said) == 1
+
+
+def test_validation_takes_as_many_images_at_a_time_as_fit(dataset: Dataset, tmp_path: Path) -> None:
+    code = NET.format(limit=7).replace("self.training and ", "not self.training and len(x) != 2 and ")
+    (tmp_path / "net.py").write_text(code)
+    found = train(dataset, ModelSpec(name=f"{tmp_path / 'net.py'}:Net"), replace(SPEC, epochs=1), tmp_path)
+    (tmp_path / "free.py").write_text(NET.format(limit=100))
+    free = train(dataset, ModelSpec(name=f"{tmp_path / 'free.py'}:Net"), replace(SPEC, epochs=1), tmp_path / "f")
+    assert found.metrics == free.metrics
+    (tmp_path / "none.py").write_text(NET.format(limit=0).replace("self.training", "len(x) != 2"))
+    with pytest.raises(TrainingError, match=r"too little memory for 6 images at a time: set train.batch_size"):
+        train(dataset, ModelSpec(name=f"{tmp_path / 'none.py'}:Net"), replace(SPEC, epochs=1), tmp_path / "n")
+
+
+def test_batches_are_large_enough_for_all_processes(dataset: Dataset) -> None:
+    assert [len(indices) for indices in shuffled(40, 19, (0,))] == [19, 19, 2]
+    assert [len(indices) for indices in shuffled(40, 19, (0,), 3)] == [19, 19]
+    with pytest.raises(UsageError, match="batches of 4 images for 3 processes: each needs two or more of every"):
+        check_data(dataset, replace(SPEC, batch_size=4), Group(size=3))
+
+
 # Fine-tuning
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "rmsprop"])
+def test_a_body_is_unfrozen_with_every_optimizer(kind: Any, dataset: Dataset, tmp_path: Path) -> None:
+    first = train(dataset, TINY, replace(SPEC, epochs=1), tmp_path / "first")
+    finetune = FinetuneSpec(weights=str(first.path), freeze_epochs=1)
+    spec = replace(SPEC, epochs=3, optimizer=kind, finetune=finetune)
+    whole = train(dataset, TINY, spec, tmp_path / "second")
+    assert len(rows(tmp_path / "second")) == 3
+    shutil.rmtree(first.path)  # the state holds all that is needed to go on
+    assert same(train(dataset, TINY, spec, tmp_path / "second", resume=True), whole)
+
+
+def test_an_overflow_in_the_first_step_leaves_the_momentum_at_nought() -> None:
+    """fp16's first steps overflow as a rule: the scaler skips them, and nothing of them may stay."""
+    spec = TrainSpec(epochs=1, optimizer="sgd", weight_decay=0.0)
+    learner = Learner(models.build(TINY, 3), PLAIN, spec, accelerator.choose("fp32"))
+    learner.scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
+    learner.begin_epoch(frozen=False)
+    before = [p.detach().clone() for p in learner.model.parameters()]
+    learner.step(batch().float(), torch.arange(12) % 3, 1.0)
+    for old, new in zip(before, learner.model.parameters(), strict=True):
+        assert torch.equal(old, new)
+        assert not learner.optimizer.state[new]["momentum_buffer"].any()
+
+
+def test_a_classifier_that_is_not_registered_last_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, classes):\n"
+        "        super().__init__()\n"
+        "        self.head, self.body = nn.Linear(8, classes), nn.Conv2d(3, 8, 1)\n"
+        "    def forward(self, x):\n"
+        "        return self.head(self.body(x).mean((2, 3)))\n"
+    )
+    model = ModelSpec(name=f"{tmp_path / 'own.py'}:Net")
+    train(dataset, model, replace(SPEC, epochs=1), tmp_path / "first")
+    spec = replace(SPEC, finetune=FinetuneSpec(weights=str(tmp_path / "first" / BEST)))
+    with pytest.raises(
+        UsageError, match=r"last layer seems to be body, whose weights have the shape \(8, 3, 1, 1\)"
+    ):
+        train(dataset, model, spec, tmp_path / "out")
 
 
 def test_the_depth_of_each_layer() -> None:

@@ -73,7 +73,7 @@ def _is_recipe(name: str) -> bool:
 def _recipe_for(args: argparse.Namespace) -> str:
     from edgekit import models, plugins, recipe
 
-    if ":" not in args.what and args.what not in models.names():
+    if ":" not in args.what and args.what not in models.names() and not args.what.endswith(".pt2"):
         known = [*plugins.names("recipes"), *models.names()]
         raise UsageError(
             f"{args.what!r} is neither a recipe nor a model; choose from {', '.join(known)}, a .toml file, "
@@ -89,8 +89,7 @@ def _contract(args: argparse.Namespace) -> Preprocess:
     """How pixels become input: as the weights were trained, else ImageNet's way."""
     if args.weights and args.weights != "imagenet":
         found = checkpoint.find(Path(args.weights)).preprocess
-        side = args.size or found.height
-        return found if (side, side) == (found.height, found.width) else replace(found, height=side, width=side)
+        return found if args.size is None else replace(found, height=args.size, width=args.size)
     from edgekit.models import pretrained
 
     name = pretrained.published(ModelSpec(name=args.what)).preprocess if args.weights else "imagenet"

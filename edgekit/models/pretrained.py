@@ -34,11 +34,12 @@ _TORCHVISION = (
 
 
 class Published(NamedTuple):
-    """*file* in the cache, from *url*; *preprocess*: the preset that the weights were trained with."""
+    """*file* in the cache, from *url*; *preprocess*, *side*: the preset and size that they had in training."""
 
     url: str
     file: str
     preprocess: str
+    side: int = 224
 
 
 # timm.get_pretrained_cfg(NAME) has these addresses, and mean and std 0.5 for all of them.
@@ -79,8 +80,11 @@ def _torchvision(name: str) -> Published:
     known = models.list_models(module=models)
     if name not in known:
         raise unknown("torchvision model", name, known)
-    url = models.get_model_weights(name).DEFAULT.url
-    return Published(url, url.rpartition("/")[2], "imagenet")
+    weights = models.get_model_weights(name).DEFAULT
+    # These two were trained by TensorFlow; torchvision turns ImageNet's way into theirs inside of the model.
+    contract = "minus1to1" if name in ("googlenet", "inception_v3") else "imagenet"
+    file = weights.url.rpartition("/")[2]
+    return Published(weights.url, file, contract, weights.transforms.keywords["crop_size"])
 
 
 def ensure(spec: ModelSpec, confirm: Callable[[str], bool] | None = None) -> Path:

@@ -31,7 +31,7 @@ def choose(precision: str, number: int = 0) -> Accelerator:
     if torch.cuda.is_available():
         device, half = (
             torch.device("cuda", number),
-            torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16,
+            torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16,
         )
         wanted = {"auto": half, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
         return Accelerator(device=device, autocast=wanted[precision])

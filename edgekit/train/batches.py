@@ -15,24 +15,25 @@ from edgekit.train.seeds import generator
 
 ENOUGH = 8  # so many whole batches make an incomplete one dispensable
 UPLOAD = 1024  # images copied to the device at a time
-RESIDENT_SHARE = 0.25  # of a GPU's memory, for images
+RESIDENT_SHARE = 0.125  # of a GPU's memory, for the images of one split
 AHEAD = 3  # batches that are read while one is trained on
 
 
-def steps(count: int, batch_size: int) -> int:
+def steps(count: int, batch_size: int, processes: int = 1) -> int:
     """How many batches an epoch of *count* images has.
 
-    The incomplete last one counts only where there are few others, and never with a single image: batch norm
-    cannot be trained on one. The order changes with each epoch, so no image is left out for good.
+    The incomplete last one counts only where there are few others, and never with a single image for one of the
+    *processes*: batch norm cannot be trained on one. The order changes with each epoch, so no image is left out
+    for good.
     """
     whole, rest = divmod(count, batch_size)
-    return whole + (1 if whole < ENOUGH and rest >= 2 else 0)
+    return whole + (1 if whole < ENOUGH and rest >= 2 * processes else 0)
 
 
-def shuffled(count: int, batch_size: int, seed: tuple[object, ...]) -> list[Tensor]:
+def shuffled(count: int, batch_size: int, seed: tuple[object, ...], processes: int = 1) -> list[Tensor]:
     """The indices of each batch of one epoch."""
     order = torch.randperm(count, generator=generator(*seed))
-    return _cut(order, batch_size)[: steps(count, batch_size)]
+    return _cut(order, batch_size)[: steps(count, batch_size, processes)]
 
 
 def in_order(count: int, batch_size: int, part: slice = slice(None)) -> list[Tensor]:
@@ -63,16 +64,19 @@ class Feed:
 
         With *draws* (N, 4) each image is a random resized crop of at least the share *crop* of its file.
         """
+        if not batches:
+            return
+        # All indices at once: a copy for each batch would make the GPU finish the one before first.
+        there = torch.split(torch.cat(list(batches)).to(self.device), [len(indices) for indices in batches])
         if self.resident is not None:
-            for indices in batches:
-                at = indices.to(self.device)
+            for at in there:
                 yield self.resident[at].permute(0, 3, 1, 2), self.labels[at]
             return
-        for indices, pixels in zip(batches, self._read(batches, crop, draws), strict=True):
+        for at, pixels in zip(there, self._read(batches, crop, draws), strict=True):
             x = torch.from_numpy(pixels)
             if self.device.type == "cuda":
                 x = x.pin_memory().to(self.device, non_blocking=True)
-            yield x.permute(0, 3, 1, 2), self.labels[indices.to(self.device)]
+            yield x.permute(0, 3, 1, 2), self.labels[at]
 
     def _read(self, batches: Sequence[Tensor], crop: float, draws: Sequence[Tensor] | None) -> Iterator[Pixels]:
         if self.split.in_memory:
@@ -80,7 +84,8 @@ class Feed:
             return
         # Threads, because Pillow decodes outside of the GIL: no copies between processes, nothing to pickle.
         # A batch is read in pieces, so that one large batch keeps all of them busy.
-        workers = os.cpu_count() or 1
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's, on this machine
+        workers = max(1, (os.cpu_count() or 1) // processes)
 
         def pieces(step: int) -> list[Future[Pixels]]:
             size = max(1, -(-len(batches[step]) // workers))

@@ -25,6 +25,6 @@ def evaluate(
     matrix = group.total(cells).view(len(classes), -1).cpu().numpy()
     if not group.main:
         return
-    files.write_json(out / EVALUATION, {"classes": list(classes), "confusion": matrix.tolist()})
+    files.write_json(out / EVALUATION, {"classes": list(classes), "confusion": matrix.tolist()}, compact=True)
     pictures.curves(rows, out / CURVES)
     pictures.confusion(matrix, classes, out / CONFUSION)

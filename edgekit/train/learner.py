@@ -14,47 +14,16 @@ from edgekit.group import ALONE, Group
 from edgekit.models import layers
 from edgekit.models.normalize import Normalize
 from edgekit.preprocess import Preprocess
+from edgekit.train import norms
 from edgekit.train.accelerator import Accelerator
 from edgekit.train.average import Average
+from edgekit.train.optimizer import optimizer
 from edgekit.train.start import Teacher
 from edgekit.trainspec import TrainSpec
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer, each with its share of the learning rate as ``scale``.
-
-    Norms and biases, all that has one dimension, are not decayed (https://arxiv.org/abs/1812.01187, section
-    3.1). Each layer has *layer_decay* times the rate of the one above it.
-    """
-    depths = layers.depths(model)
-    top = max(depths.values(), default=0)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            scale = layer_decay ** (top - depths[name])
-            groups.setdefault((scale, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
-    return [
-        {"params": parameters, "weight_decay": decay, "scale": scale}
-        for (scale, decay), parameters in groups.items()
-    ]
-
-
-def optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
-    groups = parameter_groups(model, spec.weight_decay, spec.finetune.layer_decay if spec.finetune else 1.0)
-    match spec.optimizer:
-        case "sgd":
-            nesterov = spec.momentum > 0
-            return torch.optim.SGD(
-                groups, lr=spec.learning_rate, momentum=spec.momentum, nesterov=nesterov, fused=True
-            )
-        case (
-            "rmsprop"
-        ):  # decay and epsilon as https://arxiv.org/abs/1905.11946, section 5.2, has them in torch's form
-            return torch.optim.RMSprop(
-                groups, lr=spec.learning_rate, alpha=0.9, eps=0.001**0.5, momentum=spec.momentum, foreach=True
-            )
-        case "adamw":
-            return torch.optim.AdamW(groups, lr=spec.learning_rate, fused=True)
+def silent(_: str) -> None:
+    """Tells nobody."""
 
 
 class Learner:
@@ -75,14 +44,14 @@ class Learner:
         teacher: Teacher | None = None,
         class_weights: Tensor | None = None,
         steps: int = 10_000,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = silent,
     ) -> None:
         self.spec, self.where, self.group, self.teacher, self.say = spec, where, group, teacher, say
         if group.size > 1 and where.device.type == "cuda":  # torch has it for GPUs only
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+            model = norms.synchronised(model, say)
         # Channels-last is what GPUs want, and gave 1.6 times the speed on the CPU as well.
         self.model = model.to(where.device).to(memory_format=torch.channels_last)
-        _look_back(self.model, steps)
+        norms.look_back(self.model, steps)
         self.normalize = Normalize(preprocess).to(where.device)
         self.class_weights = None if class_weights is None else class_weights.to(where.device)
         self.optimizer = optimizer(self.model, spec)
@@ -151,7 +120,8 @@ class Learner:
         assert self._forward is not None
         self.optimizer.zero_grad()
         loss_sum, right = torch.zeros((), device=self.where.device), torch.zeros((), device=self.where.device)
-        for x, target in zip(pixels_NCHW.chunk(self.parts), targets.chunk(self.parts), strict=True):
+        parts = self.parts if len(targets) >= 2 * self.parts else 1
+        for x, target in zip(pixels_NCHW.chunk(parts), targets.chunk(parts), strict=True):
             logits = self._logits(self._forward, x)
             loss = self._losses(logits, target, x).sum()
             self.scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
@@ -188,20 +158,33 @@ class Learner:
         return (1 - share) * own + share * t * t * soft.sum(1)
 
     def _too_large(self, count: int) -> TrainingError:
-        fits = max(2, count * self.group.size // (2 * self.parts))
-        return TrainingError(
-            f"{self.where.name} has too little memory for {-(-count // self.parts)} images at a time: set "
-            f"train.batch_size to {fits} or less, and train.learning_rate lower in proportion"
-        )
+        at_once, fits = -(-count // self.parts), count * self.group.size // (2 * self.parts)
+        if fits < 2 * self.group.size:
+            cure = "take a smaller model or smaller images (data.preprocess)"
+        else:
+            cure = f"set train.batch_size to {fits} or less, and train.learning_rate lower in proportion"
+        what = "1 image" if at_once == 1 else f"{at_once} images"
+        return TrainingError(f"{self.where.name} has too little memory for {what} at a time: {cure}")
 
     @torch.inference_mode()
     def predictions(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """The model's answers and the labels, (N) each, on the device."""
         model = self.best_model.eval()
-        pairs = [(self._logits(model, pixels_NCHW).argmax(1), labels) for pixels_NCHW, labels in batches]
+        pairs = [(self._answers(model, pixels_NCHW), labels) for pixels_NCHW, labels in batches]
         if not pairs:  # more processes than batches
             return (torch.zeros(0, dtype=torch.long, device=self.where.device),) * 2
         return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
+
+    def _answers(self, model: nn.Module, pixels_NCHW: Tensor) -> Tensor:
+        """(N), in as many parts as memory needs."""
+        try:
+            return self._logits(model, pixels_NCHW).argmax(1)
+        except torch.OutOfMemoryError as error:
+            if len(pixels_NCHW) < 2:
+                raise self._too_large(1) from error
+        if self.where.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return torch.cat([self._answers(model, part) for part in pixels_NCHW.chunk(2)])
 
     def top1(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         """The share of images, of all processes, that the model gets right."""
@@ -229,7 +212,8 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the precision needs none
+            self.scaler.load_state_dict(state["scaler"])
         if self.average:
             self.average.load_state_dict(state["average"])
         self.parts = state["parts"]
@@ -245,18 +229,6 @@ class Learner:
     def _autocast(self) -> torch.autocast:
         half = self.where.autocast
         return torch.autocast(self.where.device.type, dtype=half, enabled=half is not None)
-
-
-def _look_back(model: nn.Module, steps: int) -> None:
-    """Let batch norm's statistics look back over at most a hundredth of the training, but over 10 steps.
-
-    MobileNetV3's and EfficientNet's momentum of 0.01 is made for a hundred thousand steps: in one of 500 it leaves
-    statistics of weights long gone. A momentum that is larger already stays.
-    """
-    least = min(0.1, 100 / max(1, steps))
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None:
-            module.momentum = max(module.momentum, least)
 
 
 def probe(model: nn.Module, height: int, width: int, classes: int, name: str) -> None:

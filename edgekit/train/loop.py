@@ -12,25 +12,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from edgekit import __version__, checkpoint, files, models
+from edgekit import __version__, checkpoint, files
 from edgekit.checkpoint import Checkpoint
 from edgekit.data import Dataset
-from edgekit.errors import DataError, TrainingError, UsageError
+from edgekit.errors import TrainingError
 from edgekit.group import ALONE, Group
 from edgekit.recipe import ModelSpec
-from edgekit.train import accelerator, batches, evaluate, schedule, seeds, start
+from edgekit.train import accelerator, batches, evaluate, schedule, seeds, setup
 from edgekit.train import state as states
 from edgekit.train.accelerator import Accelerator
 from edgekit.train.augment import augmented, crop_draws, mixed, resized
 from edgekit.train.batches import Feed
-from edgekit.train.learner import Learner, probe
+from edgekit.train.learner import Learner, silent
+from edgekit.train.start import Confirm
 from edgekit.train.state import State
 from edgekit.trainspec import TrainSpec
 
 BEST, LAST, METRICS = "best", "last", "metrics.jsonl"
 MADE = (BEST, LAST, METRICS, *evaluate.MADE)
 CHECK_STEPS = 16  # looking at the loss makes a GPU wait
-VAL_BATCH = 256
 
 
 def train(
@@ -41,8 +41,8 @@ def train(
     *,
     resume: bool = False,
     group: Group = ALONE,
-    say: Callable[[str], None] = print,
-    confirm: start.Confirm | None = None,
+    say: Callable[[str], None] | None = None,
+    confirm: Confirm | None = None,
 ) -> Checkpoint:
     """The best checkpoint by top-1 on the held-out images, in ``out/best``; the last one is in ``out/last``.
 
@@ -51,23 +51,25 @@ def train(
     interrupted training goes on after its last whole epoch and gives, on the CPU, the same weights bit for
     bit; where there is none, it starts. Without *resume* an earlier training in *out* is removed.
 
-    All processes of *group* call this alike and share each batch; the main one writes. *say* gets notes for the
-    user, *confirm* is asked before weights are downloaded.
+    All processes of *group* call this alike and share each batch; the main one writes. *say*, where it is given,
+    gets notes for the user, *confirm* is asked before weights are downloaded.
 
     Raises UsageError for a model or a setting that cannot be used, DataError for too few images,
     CheckpointError when the state is damaged or of other settings, TrainingError when the loss is no number or
     memory does not suffice.
     """
     where = accelerator.choose(spec.precision, group.local_rank)
-    _check(dataset, model, spec)
+    say = say if say and group.main else silent
+    saved = None
     if group.main:
-        start.check(model, spec, confirm)
-    group.share(None)  # the others wait for what was downloaded
-    settings = states.settings(dataset, model, spec)
-    saved = group.share(states.read(out, settings) if resume and group.main else None)
+        setup.check(model, spec, resume=resume and (out / states.STATE).is_file(), confirm=confirm)
+        setup.check_data(dataset, spec, group)
+        saved = states.read(out, states.settings(dataset, model, spec)) if resume else None
+    saved = group.share(saved)  # the others wait for what was downloaded, too
+    settings = saved.settings if saved else states.settings(dataset, model, spec)
     threads = saved.threads if saved else accelerator.cpu_threads()
     with accelerator.using_threads(threads), _own_random_numbers(where):
-        learner = _learner(dataset, model, spec, where, group, say if group.main else _silent)
+        learner = setup.learner(dataset, model, spec, where, group, say, resume=saved is not None)
         blank = Checkpoint(
             model=model,
             classes=dataset.classes,
@@ -110,8 +112,8 @@ def _epochs(learner: Learner, dataset: Dataset, spec: TrainSpec, state: State, o
     """The state after each epoch that is left."""
     group, device = learner.group, learner.where.device
     feed, held_out = Feed(dataset.train, device), Feed(dataset.val, device)
-    validation = batches.in_order(len(dataset.val), VAL_BATCH, group.part(len(dataset.val)))
-    images = sum(map(len, batches.shuffled(len(dataset.train), spec.batch_size, (spec.seed,))))
+    validation = batches.in_order(len(dataset.val), evaluate.BATCH, group.part(len(dataset.val)))
+    images = sum(map(len, batches.shuffled(len(dataset.train), spec.batch_size, (spec.seed,), group.size)))
     freeze = spec.finetune.freeze_epochs if spec.finetune else 0
     with tqdm(
         total=spec.epochs * images,
@@ -160,7 +162,9 @@ def _patience_is_over(state: State, spec: TrainSpec) -> bool:
     if not spec.patience or not state.rows:
         return False
     frozen = spec.finetune.freeze_epochs if spec.finetune else 0  # while the body waits, little is expected
-    return state.epoch - max(state.best_metrics["epoch"], frozen) >= spec.patience
+    best = state.best_metrics["val_top1"]
+    first = min(row["epoch"] for row in state.rows if row["val_top1"] == best)  # an equal one is no progress
+    return state.epoch - max(first, frozen) >= spec.patience
 
 
 def _stopped_early(state: State, spec: TrainSpec) -> str:
@@ -186,7 +190,7 @@ def _epoch(
     """Train for one epoch."""
     group, augment, contract = learner.group, spec.augment, dataset.preprocess
     torch.manual_seed(seeds.number(spec.seed, epoch, "dropout", *([group.rank] if group.rank else [])))
-    plan = batches.shuffled(len(feed.split), spec.batch_size, (spec.seed, epoch, "order"))
+    plan = batches.shuffled(len(feed.split), spec.batch_size, (spec.seed, epoch, "order"), group.size)
     rates = schedule.learning_rate(spec, len(plan))
     height, width = (schedule.side(s, spec.progressive, epoch, spec.epochs) for s in _sides(dataset))
     parts = [group.part(len(indices)) for indices in plan]
@@ -196,27 +200,29 @@ def _epoch(
         draws = [crop_draws(len(all_), (spec.seed, epoch, i))[parts[i]] for i, all_ in enumerate(plan)]
         augment = replace(augment, crop=0.0)
     colour = (255 * contract.mean[0], 255 * contract.mean[1], 255 * contract.mean[2])
-    losses, right, rate = list[Tensor](), list[Tensor](), 0.0
+    losses, loss_sum, right_sum, done, rate = list[Tensor](), 0.0, 0.0, 0, 0.0
+    rights = list[Tensor]()
     for step, (pixels, labels) in enumerate(feed(mine, spec.augment.crop, draws)):
         rate, seed, total = rates((epoch - 1) * len(plan) + step), (spec.seed, epoch, step), len(plan[step])
         x = augmented(pixels, augment, seed, colour=colour, first=parts[step].start, total=total)
         x, targets = mixed(resized(x, height, width), labels, len(dataset.classes), augment, seed)
         loss, correct = learner.step(x, targets, rate, total)
         losses.append(loss)
-        right.append(correct)
+        rights.append(correct)
+        done += len(labels)
         bar.update(total)
         if (step + 1) % CHECK_STEPS == 0 or step + 1 == len(plan):
-            recent = torch.stack(losses[step - step % CHECK_STEPS :]).tolist()
+            recent = torch.stack(losses).tolist()
             for back, value in enumerate(recent):
                 if not abs(value) < float("inf"):
-                    raise _diverged(f"the loss is {value}", epoch, step - step % CHECK_STEPS + back + 1, spec, out)
-            share = float(torch.stack(right).sum()) / sum(map(len, mine[: step + 1]))
-            bar.set_postfix(loss=f"{recent[-1] / len(mine[step]):.3f}", top1=f"{share:.3f}")
+                    raise _diverged(f"the loss is {value}", epoch, step - len(recent) + back + 2, spec, out)
+            loss_sum, right_sum = loss_sum + sum(recent), right_sum + float(torch.stack(rights).sum())
+            losses, rights = [], []
+            bar.set_postfix(loss=f"{recent[-1] / len(labels):.3f}", top1=f"{right_sum / done:.3f}")
     if not learner.finite():
         raise _diverged("a weight is not a finite number", epoch, len(plan), spec, out)
-    sums = torch.stack([torch.stack(losses).double().sum(), torch.stack(right).double().sum()]).cpu()
-    loss_sum, right_sum = (group.total(sums) / sum(map(len, plan))).tolist()
-    return Trained(loss=loss_sum, top1=right_sum, learning_rate=rate, side=height)
+    sums = group.total(torch.tensor([loss_sum, right_sum], dtype=torch.float64)) / sum(map(len, plan))
+    return Trained(loss=float(sums[0]), top1=float(sums[1]), learning_rate=rate, side=height)
 
 
 def _sides(dataset: Dataset) -> tuple[int, int]:
@@ -232,66 +238,12 @@ def _diverged(what: str, epoch: int, step: int, spec: TrainSpec, out: Path) -> T
     )
 
 
-def _check(dataset: Dataset, model: ModelSpec, spec: TrainSpec) -> None:
-    models.check(model)
-    if spec.batch_size < 2:
-        raise UsageError("train.batch_size = 1: batch norm needs two images or more in a batch")
-    if len(dataset.train) < 2 or not len(dataset.val):
-        raise DataError(
-            f"{dataset.name} has {len(dataset.train)} training and {len(dataset.val)} held-out images; a training "
-            "needs at least 2 and 1"
-        )
-
-
 @contextmanager
 def _own_random_numbers(where: Accelerator) -> Iterator[None]:
     """torch's global generators are seeded inside, and as before afterwards."""
     devices = [where.device] if where.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
-
-
-def _silent(_: str) -> None:
-    """For the processes that are not the main one."""
-
-
-def _learner(
-    dataset: Dataset,
-    model: ModelSpec,
-    spec: TrainSpec,
-    where: Accelerator,
-    group: Group,
-    say: Callable[[str], None],
-) -> Learner:
-    torch.manual_seed(seeds.number(spec.seed, "weights"))
-    classes = dataset.classes
-    network = models.build(model, len(classes), models.side_of(dataset.preprocess))
-    first = (schedule.side(side, spec.progressive, 1, spec.epochs) for side in _sides(dataset))
-    for height, width in dict.fromkeys([_sides(dataset), tuple(first)]):
-        probe(network, height, width, len(classes), model.name)
-    if spec.finetune:
-        for note in start.start_(network, model, classes, spec.finetune.weights):
-            say(note)
-    return Learner(
-        network,
-        dataset.preprocess,
-        spec,
-        where,
-        group=group,
-        teacher=start.teacher(spec.distill.teacher, classes, where.device) if spec.distill else None,
-        class_weights=_balanced(dataset) if spec.class_weights == "balanced" else None,
-        steps=spec.epochs * batches.steps(len(dataset.train), spec.batch_size),
-        say=say,
-    )
-
-
-def _balanced(dataset: Dataset) -> Tensor:
-    """A weight (K) for each class, so that all of them count the same and the mean over the images is 1."""
-    counts = torch.bincount(torch.tensor(dataset.train.labels), minlength=len(dataset.classes))
-    if int(counts.min()) == 0:
-        empty = [name for name, count in zip(dataset.classes, counts, strict=True) if not count]
-        raise DataError(f"train.class_weights = 'balanced': no training image of {', '.join(empty)}")
-    return len(dataset.train) / (len(counts) * counts.float())
 
 
 def _start(settings: dict[str, Any], threads: int) -> State:

@@ -29,7 +29,7 @@ def side(full: int, progressive: ProgressiveSpec | None, epoch: int, epochs: int
     """The images' side in *epoch* (from 1 on): a multiple of 8 (of 4 below 64 pixels) up to *full*."""
     if progressive is None:
         return full
-    grown = min(1.0, (epoch - 1) / max(1.0, progressive.until * epochs))
+    grown = min(1.0, (epoch - 1) / max(1.0, progressive.until * epochs - 1))
     step = 8 if full >= 64 else 4
     wanted = full * (progressive.start + (1 - progressive.start) * grown)
     return full if grown == 1 else min(full, max(step, round(wanted / step) * step))

@@ -9,35 +9,48 @@ from torch import Tensor, nn
 from edgekit import checkpoint, models
 from edgekit.checkpoint import Checkpoint
 from edgekit.errors import CheckpointError, UsageError
-from edgekit.models import pretrained
+from edgekit.models import foreign, layers, pretrained
 from edgekit.models.normalize import Normalize
 from edgekit.preprocess import Preprocess, preset
 from edgekit.recipe import ModelSpec
 from edgekit.train.augment import resized
-from edgekit.trainspec import TrainSpec
+from edgekit.trainspec import IMAGENET, TrainSpec
 
-IMAGENET = "imagenet"
 Confirm = Callable[[str], bool]
 
 
-def check(model: ModelSpec, spec: TrainSpec, confirm: Confirm | None) -> None:
-    """Find, or download after *confirm* said yes, all that the training starts from.
+def check(model: ModelSpec, spec: TrainSpec, *, resume: bool, confirm: Confirm | None) -> None:
+    """Find, or download after *confirm* said yes, all that the training starts from and learns from.
 
     Raises UsageError or CheckpointError, also for a checkpoint of another architecture.
     """
-    if spec.finetune:
+    if spec.finetune and not resume:
         if spec.finetune.weights == IMAGENET:
             pretrained.ensure(model, confirm)
         else:
             _same_architecture(checkpoint.find(Path(spec.finetune.weights)), model)
-    if spec.distill and not Path(spec.distill.teacher).is_dir():
-        teacher = ModelSpec(name=spec.distill.teacher)
-        models.check(teacher)
-        pretrained.ensure(teacher, confirm)
+    if spec.distill and Path(spec.distill.teacher).is_dir():
+        checkpoint.find(Path(spec.distill.teacher))
+    elif spec.distill:
+        name = spec.distill.teacher
+        if name not in models.names() and not name.startswith(pretrained.TORCHVISION_PREFIX):
+            raise UsageError(
+                f"train.distill.teacher: {name!r} is no folder of a run or checkpoint, no built-in model "
+                f"({', '.join(models.names())}), and not torchvision:NAME"
+            )
+        pretrained.ensure(ModelSpec(name=name), confirm)
 
 
 def start_(network: nn.Module, model: ModelSpec, classes: tuple[str, ...], weights: str) -> tuple[str, ...]:
     """Put trained weights into *network*; the last layer stays random for other classes. Gives notes."""
+    last = f"{layers.last_layer(network)}.weight"
+    found_shape = tuple(network.state_dict()[last].shape) if last in network.state_dict() else ()
+    if found_shape[:1] != (len(classes),):
+        raise UsageError(
+            f"{model.name}: its last layer seems to be {last.removesuffix('.weight')}, whose weights have the "
+            f"shape {found_shape} and not a row for each of {len(classes)} classes: fine-tuning cannot tell which "
+            "layer to start anew; register the classifier last"
+        )
     if weights == IMAGENET:
         return pretrained.load_(network, model)
     found = checkpoint.find(Path(weights))
@@ -48,10 +61,13 @@ def start_(network: nn.Module, model: ModelSpec, classes: tuple[str, ...], weigh
 
 
 def _same_architecture(found: Checkpoint, model: ModelSpec) -> None:
+    free = ["dropout", "drop_path"]
+    if foreign.kind(found.model.name) == foreign.kind(model.name) == "file":  # one file has many spellings
+        free.append("name")
     names = [
         name
         for name in ModelSpec.__dataclass_fields__
-        if name not in ("dropout", "drop_path") and getattr(found.model, name) != getattr(model, name)
+        if name not in free and getattr(found.model, name) != getattr(model, name)
     ]
     if names:
         differences = "; ".join(
@@ -90,11 +106,12 @@ def teacher(name: str, classes: tuple[str, ...], device: torch.device) -> Teache
             f"the teacher {name} knows ImageNet's {pretrained.CLASSES} classes and the data have {len(classes)}: "
             "train it on these data first, and name its run or checkpoint folder"
         )
-    side = models.resolution(name) or 224
+    published = pretrained.published(spec)
+    side = models.resolution(name) or published.side
     with torch.random.fork_rng(devices=[]):  # its random weights are thrown away
         network = models.build(spec, pretrained.CLASSES, side)
     pretrained.load_(network, spec)
-    contract = preset(pretrained.published(spec).preprocess, side, side)
+    contract = preset(published.preprocess, side, side)
     return Teacher(network, contract, torch.arange(pretrained.CLASSES), device)
 
 

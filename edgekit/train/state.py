@@ -15,11 +15,12 @@ from edgekit.data import Dataset
 from edgekit.errors import CheckpointError
 from edgekit.recipe import ModelSpec
 from edgekit.schema import encode
-from edgekit.trainspec import TrainSpec
+from edgekit.trainspec import IMAGENET, TrainSpec
 
 FORMAT = 2
 DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile)
 STATE = "state.pt"
+LEARNT_FROM = "learnt_from"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,13 +48,17 @@ def settings(dataset: Dataset, model: ModelSpec, spec: TrainSpec) -> dict[str, A
             "train_images": dataset.train.images_sha256[:12],
             "val_images": dataset.val.images_sha256[:12],
         },
-        "learnt_from": {
-            name: checkpoint.find(Path(name)).weights_sha256[:12]
-            for name in (spec.finetune and spec.finetune.weights, spec.distill and spec.distill.teacher)
-            if name and Path(name).is_dir()
-        },
+        LEARNT_FROM: _learnt_from(spec),
     }
     return dict(_flat(tree, ""))
+
+
+def _learnt_from(spec: TrainSpec) -> dict[str, str]:
+    """The weights' hashes of the runs and checkpoints that a training starts or learns from, by their folders."""
+    names = [spec.finetune.weights] if spec.finetune and spec.finetune.weights != IMAGENET else []
+    names += [spec.distill.teacher] if spec.distill else []
+    folders = {name: Path(name) for name in names if Path(name).is_dir()}
+    return {name: checkpoint.find(folder).weights_sha256[:12] for name, folder in folders.items()}
 
 
 def write(folder: Path, state: State) -> None:
@@ -85,15 +90,24 @@ def read(folder: Path, wanted: dict[str, Any]) -> State | None:
         raise CheckpointError(
             f"{path} is damaged: {first}; remove it, or train without resuming, to start anew"
         ) from error
-    names = sorted(wanted.keys() | state.settings.keys())
+    # What a training once started from may be gone by now.
+    gone = {name for name in state.settings.keys() - wanted.keys() if name.startswith(f"{LEARNT_FROM}.")}
+    names = sorted((wanted.keys() | state.settings.keys()) - gone)
     if other := [name for name in names if wanted.get(name) != state.settings.get(name)]:
-        differences = "; ".join(f"{n} was {state.settings.get(n)!r} and is {wanted.get(n)!r}" for n in other[:5])
+        differences = "; ".join(
+            f"{n} was {_short(state.settings.get(n))} and is {_short(wanted.get(n))}" for n in other[:5]
+        )
         more = f"; and {len(other) - 5} more" if len(other) > 5 else ""
         raise CheckpointError(
             f"the training in {folder} has other settings: {differences}{more}. Go on with the old ones, give "
             "another folder, or train without resuming"
         )
     return state
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def clear(folder: Path, *names: str) -> None:
