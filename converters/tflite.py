@@ -1,11 +1,9 @@
 """TFLite through our own lowering and ai-edge-quantizer. Raw uint8 NHWC pixels in, float logits out."""
 
-import copy
 import json
 import re
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit import flatbuffer
+from edgekit import calibrate, flatbuffer
 from edgekit.artifact import Artifact
+from edgekit.calibrate import Chosen, Ranges
 from edgekit.convert import Conversion, Inspection, converting
-from edgekit.errors import ConversionError, MissingDependency, UsageError
+from edgekit.equalize import correct_biases, equalize
+from edgekit.errors import ConversionError, MissingDependency, UsageError, nearest
 from edgekit.preprocess import Pixels
 from edgekit.recipe import Variant
 from edgekit.requires import require
@@ -36,13 +36,14 @@ precisions = {
     "w4": "int4 weights per channel, computed in fp32 (0.14-0.19); depthwise ones int8; slow: XNNPACK has no int4",
     "dyn8": "int8 weights, activations quantized at run time (0.26-0.30); depthwise convolutions stay fp32",
     "int8": "int8 weights and activations, ranges set by calibration images (0.26-0.30); first convolution fp32",
+    "int8-mixed": "int8 with the layers in float that cost most top-1, found on labelled images (0.26-0.6)",
     "int16x8": "int8 weights, int16 activations, calibrated (0.26-0.31); slow: XNNPACK has none of it",
 }
-CALIBRATED = ("int8", "int16x8")
+CALIBRATED = ("int8", "int8-mixed", "int16x8")
 extra = "tflite"
-ENOUGH_IMAGES = 200
-SIGNATURE = "serving_default"
-Ranges = dict[str, Any]  # by tensor name, as ai-edge-quantizer has them
+OUTPUT = "logits"
+BIAS_IMAGES = 64  # each layer is measured on all of them, one layer after the other
+PIXELS = {"min": np.array([0.0]), "max": np.array([255.0])}  # a range as ai-edge-quantizer has it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,10 +68,11 @@ def convert(source: "ExportSource", variant: Variant, out: Path) -> Conversion:
     with quiet():
         lowered: Lowered = source.once("tflite float", lambda: _lower(source))
         with converting("ai-edge-quantizer"):
-            ranges = None
-            if images:  # the precisions of one calibration share its pass over the images
-                ranges = source.once(f"tflite {images.record}", lambda: _ranges(lowered.content, images))
-            content = _quantize(lowered.content, variant.precision, ranges)
+            if images:
+                content, chosen = _calibrated(source, lowered.content, images, variant.precision)
+                content = _quantize(content, variant.precision, chosen.ranges, variant.keep_float)
+            else:
+                content, chosen = _quantize(lowered.content, variant.precision, None), None
     out.write_bytes(_finish(content, json.dumps(embedded)))
     found = inspect(out)
     quantizer = () if variant.precision == "fp32" else ("ai-edge-quantizer",)
@@ -78,17 +80,16 @@ def convert(source: "ExportSource", variant: Variant, out: Path) -> Conversion:
         input=found.input,
         output=found.output,
         tools={name: version(name) for name in (*lowered.tools, *quantizer, "ai-edge-litert")},
-        calibration=images.record if images else None,
-        notes=(*lowered.notes, *_doubts(images)),
+        calibration=chosen.recorded(images.record) if images and chosen else None,
+        notes=(*lowered.notes, *(calibrate.doubts(images) if images else ()), *_kept(variant)),
     )
 
 
-def _doubts(images: "CalibrationImages | None") -> tuple[str, ...]:
-    if images is None or images.record.count >= ENOUGH_IMAGES:
-        return ()
-    return (
-        f"calibrated on {images.record.count} images only: with fewer than {ENOUGH_IMAGES} ranges are uncertain",
-    )
+def _kept(variant: Variant) -> tuple[str, ...]:
+    """What stays in float, the first few by name: a search's own record has them all."""
+    names = variant.keep_float
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return (f"kept in float: {', '.join(names[:8])}{more}",) if names else ()
 
 
 def _calibration_images(source: "ExportSource", variant: Variant) -> "CalibrationImages":
@@ -130,7 +131,7 @@ def _lower_with_litert_torch(source: "ExportSource", unknown: "UnknownOperator")
         raise ConversionError(f"{error}; and {unknown}: replace it in the model by what it is made of") from error
 
 
-def _quantize(lowered: bytes, precision: str, ranges: Ranges | None) -> bytes:
+def _quantize(lowered: bytes, precision: str, ranges: Ranges | None, keep_float: tuple[str, ...] = ()) -> bytes:
     if precision == "fp32":
         return lowered
     from ai_edge_quantizer import quantizer
@@ -153,12 +154,15 @@ def _quantize(lowered: bytes, precision: str, ranges: Ranges | None) -> bytes:
             for operation in dense:
                 tool.add_dynamic_config(".*", operation, 8)
         case _:
-            _static_(tool, lowered, 16 if precision == "int16x8" else 8)
-    return bytes(tool.quantize(copy.deepcopy(ranges), enable_progress_report=False).quantized_model)
+            _static_(tool, lowered, 16 if precision == "int16x8" else 8, keep_float)
+    given = {name: {"min": np.array([r.low]), "max": np.array([r.high])} for name, r in (ranges or {}).items()}
+    if ranges:  # the input is pixels whatever the images held
+        given[flatbuffer.ends(flatbuffer.unpack(lowered))[0].name] = PIXELS
+    return bytes(tool.quantize(given or None, enable_progress_report=False).quantized_model)
 
 
-def _static_(tool: Any, lowered: bytes, activation_bits: int) -> None:
-    """Everything in integers but what is faster, and no less exact, in float."""
+def _static_(tool: Any, lowered: bytes, activation_bits: int, keep_float: tuple[str, ...] = ()) -> None:
+    """Everything in integers but *keep_float* and what is faster, and no less exact, in float."""
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
     from ai_edge_quantizer.qtyping import TFLOperationName as Operation
 
@@ -168,48 +172,66 @@ def _static_(tool: Any, lowered: bytes, activation_bits: int) -> None:
     for operation in (Operation.INPUT, Operation.OUTPUT, Operation.HARD_SWISH):
         tool.update_quantization_recipe(".*", operation, algorithm_key=keep)
     # Three channels fill no vector of bytes: the first convolution is faster in float, and its input exact.
-    for name in flatbuffer.stem(flatbuffer.unpack(lowered)):
+    model = flatbuffer.unpack(lowered)
+    for name in (*flatbuffer.stem(model), *_layers(model, keep_float)):
         tool.update_quantization_recipe(f"^{re.escape(name)};?$", Operation.ALL_SUPPORTED, algorithm_key=keep)
 
 
-def _ranges(lowered: bytes, images: "CalibrationImages") -> Ranges:
-    """Per tensor its smallest and largest value over the images, by the rule that was asked for."""
-    from ai_edge_quantizer import calibrator, quantizer
-    from ai_edge_quantizer.utils import qsv_utils
+def _layers(model: Any, names: tuple[str, ...]) -> list[str]:
+    """Layers under the names that they have before `_finish`. Raises UsageError for one that is none."""
+    known = {found.name for found in flatbuffer.details(model)}
+    last = flatbuffer.ends(model)[1].name
+    found = [last if name == OUTPUT else name for name in names]
+    if strange := [name for name in found if name not in known]:
+        raise UsageError(
+            f"keep_float: the model has no layer {strange[0]!r}{nearest(strange[0], known)}; "
+            "`edgekit inspect FILE` names the layers of an fp32 file"
+        )
+    return found
 
-    rules: dict[str, Callable[..., Any]] = {
-        "min-max": qsv_utils.min_max_update,
-        "moving-average": qsv_utils.moving_average_update,
-    }
-    collector = calibrator.Calibrator(
-        lowered,
-        num_threads=2,
-        mode=calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED,
-        qsv_update_func=rules[images.record.method],
+
+def _calibrated(
+    source: "ExportSource", lowered: bytes, images: "CalibrationImages", precision: str
+) -> tuple[bytes, Chosen]:
+    """The float file to quantize, repaired as asked, and the range of each tensor."""
+    record, pixels = images.record, images.pixels_NHWC
+    content = lowered
+    if "equalize" in record.repairs:
+        content = source.once(f"tflite equalized {record}", lambda: equalize(lowered, pixels)[0])
+    equalized, chosen = content, _choose(source, content, images, precision)
+    if "correct_biases" in record.repairs:
+        content = source.once(
+            f"tflite corrected {precision} {record}",
+            lambda: correct_biases(
+                equalized, pixels[:BIAS_IMAGES], lambda file: _quantize(file, precision, chosen.ranges)
+            )[0],
+        )
+    return content, chosen
+
+
+def _choose(source: "ExportSource", lowered: bytes, images: "CalibrationImages", precision: str) -> Chosen:
+    """The range of each tensor. One pass over the images serves all precisions and methods."""
+    record, bits = images.record, 16 if precision == "int16x8" else 8
+    observed = source.once(
+        f"tflite pass {replace(record, method='')}",
+        lambda: calibrate.observe(lowered, images.pixels_NHWC, images.ids),
     )
-    tool = quantizer.Quantizer(lowered)
-    _static_(tool, lowered, 8)
-    name, argument = _signature_input(lowered)
-    samples = [{argument: image[None].astype(np.float32)} for image in images.pixels_NHWC]
-    collector.calibrate({SIGNATURE: samples}, tool._recipe_manager)
-    ranges: Ranges = collector.get_model_qsvs()
-    # The input is pixels whatever the images held.
-    ranges[name] = {"min": np.array([0.0]), "max": np.array([255.0])}
-    return ranges
-
-
-def _signature_input(content: bytes) -> tuple[str, str]:
-    """The input's tensor name and its name in the signature."""
-    model = flatbuffer.unpack(content)
-    entry = model.signatureDefs[0].inputs[0]
-    return flatbuffer.text(model.subgraphs[0].tensors[entry.tensorIndex].name), flatbuffer.text(entry.name)
+    if bits == 8 and record.method == "auto":
+        return source.once(
+            f"tflite ranges {record}",
+            lambda: calibrate.choose(
+                observed, lowered, images.pixels_NHWC, lambda ranges: _quantize(lowered, "int8", ranges)
+            ),
+        )
+    # Steps of 16 bits are so small that nothing is worth clipping.
+    return calibrate.by_rule(observed, "min-max" if record.method == "auto" else record.method, bits)
 
 
 def _finish(content: bytes, embedded: str) -> bytes:
     """The model with a uint8 input named ``pixels``, an output named ``logits`` and the metadata inside."""
     model = flatbuffer.unpack(content)
     flatbuffer.prepend_dequantize(model)
-    flatbuffer.rename_ends(model, "pixels", "logits")
+    flatbuffer.rename_ends(model, "pixels", OUTPUT)
     flatbuffer.embed(model, embedded)
     return flatbuffer.pack(model)
 

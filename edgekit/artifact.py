@@ -1,6 +1,8 @@
 """An artifact: a model file (or ``.mlpackage`` folder) and the sidecar ``FILE.json`` that says what it is."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -27,12 +29,20 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """Which images set the ranges: *images_sha256* is the hash of their list."""
+    """Which images set the ranges: *images_sha256* is the hash of their list.
+
+    ``rules``: how many tensors each rule set. ``divergence``: of the files that the method ``auto`` compared, the
+    mean Kullback-Leibler divergence of their class probabilities from the float file's on these images, in nats.
+    ``repairs``: what was done to the float weights, such as ``equalize``.
+    """
 
     count: int
     seed: int
     method: str
     images_sha256: str
+    rules: dict[str, int] = field(default_factory=dict)
+    divergence: dict[str, float] = field(default_factory=dict)
+    repairs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +68,36 @@ class Parity:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RepairStep:
+    """A file that was tried: its top-1, and by how many percentage points that is below the float file's."""
+
+    tried: str
+    float_layers: tuple[str, ...]
+    top1: float
+    drop: float
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repair:
+    """What was tried to keep the drop of top-1 within ``max_drop`` percentage points, on labelled held-out images.
+
+    Where the budget is not ``met``, the artifact is the best that was reached.
+    ``p_value``: of the exact McNemar test of its answers against the float file's.
+    """
+
+    max_drop: float
+    met: bool
+    drop: float
+    p_value: float
+    float_top1: float
+    images: int
+    images_sha256: str
+    float_layers: tuple[str, ...] = ()
+    steps: tuple[RepairStep, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Artifact:
     """``input_is``: edgekit's own files take raw RGB ``pixels``; a foreign one may want them ``normalized``."""
 
@@ -76,6 +116,7 @@ class Artifact:
     tools: dict[str, str] = field(default_factory=dict)
     calibration: Calibration | None = None
     parity: Parity | None = None
+    repair: Repair | None = None
     notes: tuple[str, ...] = ()
     path: Path = field(default=Path(), metadata={"skip": True}, compare=False)
 
@@ -86,6 +127,16 @@ class Artifact:
 
 def sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[tuple[Path, Path]]:
+    """Temporary paths for the sidecar and the file at *path*; once whole, they replace older ones together."""
+    beside = sidecar(path)
+    with files.replacing(beside) as description, files.replacing(path) as temporary:
+        yield description, temporary
+        # An older file and its sidecar stand until here. The sidecar goes first: none describes another file.
+        files.remove(beside)
 
 
 def write_sidecar(artifact: Artifact) -> None:

@@ -2,22 +2,25 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from edgekit import __version__, files, plugins
+from edgekit import __version__, files, plugins, sensitivity
 from edgekit import artifact as artifacts
 from edgekit.artifact import Artifact, Calibration, TensorSpec
 from edgekit.errors import ArtifactError, ConversionError, EdgekitError, UsageError, unknown
 from edgekit.flatbuffer import Operator
 from edgekit.parity import parity
 from edgekit.preprocess import Pixels, Preprocess
-from edgekit.recipe import Variant
+from edgekit.recipe import REPAIRED, Variant
+from edgekit.repair import repair
 from edgekit.schema import encode
 
 if TYPE_CHECKING:
@@ -104,10 +107,19 @@ def for_file(path: Path) -> Converter:
 
 def check(variants: Sequence[Variant]) -> None:
     """Raises UsageError or MissingDependency for what cannot be converted, before any long work."""
+    searched: set[str] = set()
     for variant in variants:
         target = converter(variant.target)
         if variant.precision not in target.precisions:
             raise unknown(f"precision for {variant.target}", variant.precision, target.precisions)
+        if variant.budget is not None:
+            if target.suffix != sensitivity.SUFFIX:
+                raise UsageError(f"max_drop works for {sensitivity.SUFFIX} files, not for {variant.target}")
+            if variant.target in searched:
+                raise UsageError(
+                    f"{' with max_drop and '.join(REPAIRED)} give the same file: leave out one of them"
+                )
+            searched.add(variant.target)
         target.check()
 
 
@@ -120,23 +132,39 @@ def convert(
 ) -> list[Artifact]:
     """One artifact per variant in *out*, with its sidecar; parity is measured on *images_NHWC*.
 
+    Where a variant's search for layers ends in the file that another variant gave before, it is one artifact.
     Raises ConversionError; files made before stay.
     """
-    made = []
+    made: dict[Path, Artifact] = {}
     for done, variant in enumerate(variants):
         progress(variant.name, done / len(variants))
-        made.append(_convert_one(source, variant, images_NHWC, out))
+        one = _convert(source, variant, images_NHWC, out, partial(_tell, progress, variant, done / len(variants)))
+        made[one.path] = one
     progress("converted", 1.0)
-    return made
+    return list(made.values())
+
+
+def _tell(progress: Callable[[str, float], None], variant: Variant, share: float, text: str) -> None:
+    progress(f"{variant.name}: {text}", share)
+
+
+def _convert(
+    source: "ExportSource", variant: Variant, images_NHWC: Pixels, out: Path, tell: Callable[[str], None]
+) -> Artifact:
+    def make(variant: Variant, folder: Path) -> Artifact:
+        return _convert_one(source, variant, images_NHWC, folder)
+
+    if variant.budget is None:
+        return make(variant, out)
+    return repair(source, variant, out, make=make, predict=converter(variant.target).predict, tell=tell)
 
 
 def _convert_one(source: "ExportSource", variant: Variant, images_NHWC: Pixels, out: Path) -> Artifact:
     target = converter(variant.target)
     path = out / f"{variant.name}{target.suffix}"
-    beside = artifacts.sidecar(path)
     images_sha256 = hashlib.sha256(images_NHWC.tobytes()).hexdigest()
     reference = source.once(f"reference logits {images_sha256}", lambda: source.logits(images_NHWC))
-    with files.replacing(beside) as description, files.replacing(path) as temporary:
+    with artifacts.replacing(path) as (description, temporary):
         conversion = target.convert(source, variant, temporary)
         artifact = Artifact(
             file=path.name,
@@ -158,11 +186,29 @@ def _convert_one(source: "ExportSource", variant: Variant, images_NHWC: Pixels, 
             measured = parity(reference, target.predict(artifact, images_NHWC))
         except ValueError as error:
             raise ConversionError(f"{variant.name} is broken: {error}") from error
-        artifact = replace(artifact, parity=measured, path=path)
+        guilty = _guilty(source, artifact, images_NHWC) if measured.broken(variant.precision) else ()
+        artifact = replace(artifact, parity=measured, path=path, notes=(*artifact.notes, *guilty))
         files.write_json(description, encode(artifact))
-        # An older file and its sidecar stand until here. The sidecar goes first: none describes another file.
-        files.remove(beside)
     return artifact
+
+
+def _guilty(source: "ExportSource", artifact: Artifact, images_NHWC: Pixels) -> tuple[str, ...]:
+    """A note that names the layers of a broken file, where its format lets us look inside."""
+    target = converter(artifact.target)
+    if (
+        target.suffix != sensitivity.SUFFIX
+        or artifact.precision == "fp32"
+        or (
+            artifact.calibration and artifact.calibration.repairs  # its tensors are not the float file's
+        )
+    ):
+        return ()
+    with tempfile.TemporaryDirectory() as folder:
+        float_file = Path(folder, f"fp32{target.suffix}")
+        target.convert(source, Variant(target=artifact.target, precision="fp32"), float_file)
+        layers = sensitivity.sensitivity(float_file, artifact.path, images_NHWC[: sensitivity.IMAGES])
+    named = ", ".join(map(str, sensitivity.worst(layers)))
+    return (f"guilty, by the error that each layer adds: {named}",) if named else ()
 
 
 def labels_in(metadata: dict[str, str]) -> tuple[str, ...]:

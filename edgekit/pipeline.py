@@ -143,28 +143,32 @@ class Pipeline:
         trained = checkpoint.read(self.run.checkpoint)
         return files.sha256_of([trained.weights_sha256, encode(variant, defaults=False), __version__])
 
+    def _path(self, variant: Variant) -> Path:
+        from edgekit.convert import converter
+        from edgekit.repair import path_of
+
+        return path_of(variant, converter(variant.target).suffix, self.run.artifacts)
+
     def _converted(self, variant: Variant) -> bool:
         if not self.trained():
             return False
-        from edgekit.convert import converter
-
         if not self.run.is_done(f"convert/{variant.name}", self._convert_key(variant)):
             return False
         try:
-            artifacts.read(self.run.artifacts / f"{variant.name}{converter(variant.target).suffix}")
+            artifacts.read(self._path(variant))
         except ArtifactError as error:
             self.listener.say(f"convert: {error}")
             return False
         return True
 
     def convert(self) -> list[Artifact]:
-        from edgekit.convert import convert, converter
+        from edgekit.convert import convert
 
         missing = [variant for variant in self.recipe.variant if not self._converted(variant)]
         if missing:
             from edgekit.export import from_checkpoint
 
-            source = from_checkpoint(checkpoint.read(self.run.checkpoint), self.dataset.train)
+            source = from_checkpoint(checkpoint.read(self.run.checkpoint), self.dataset.train, self.dataset.val)
             images = self.dataset.val.sample(PARITY_IMAGES)
             with self.listener.bar("convert") as progress:
                 for done, variant in enumerate(missing):
@@ -174,11 +178,8 @@ class Pipeline:
                         self.listener.say(f"convert: {variant.name}: {note}")
                     self.run.mark(f"convert/{variant.name}", self._convert_key(variant))
                 progress("converted", 1.0)
-        made = [
-            artifacts.read(self.run.artifacts / f"{variant.name}{converter(variant.target).suffix}")
-            for variant in self.recipe.variant
-        ]
-        already = len(made) - len(missing)
+        made = [artifacts.read(path) for path in dict.fromkeys(map(self._path, self.recipe.variant))]
+        already = len(self.recipe.variant) - len(missing)
         note = f" ({already} done already)" if already and missing else ": done already" if already else ""
         self.listener.say(f"convert: {len(made)} files{note}")
         for artifact in made:

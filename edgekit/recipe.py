@@ -14,6 +14,8 @@ from edgekit.trainspec import IMAGENET, Count, NotNegative, TrainSpec
 
 Activation = Literal["relu", "relu6", "hswish", "silu"]
 Padding = Literal["symmetric", "same"]
+REPAIRED = ("int8", "int8-mixed")  # the precisions that a max_drop chooses between
+DEFAULT_MAX_DROP = 0.5  # percentage points, of int8-mixed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,24 +49,60 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrationSpec:
-    """Which training images set the ranges of static int8, and how."""
+    """Which training images set the ranges of static int8, and how.
+
+    ``min-max`` covers all that was seen, ``moving-average`` an average of each image's ends, ``percentile`` all
+    but the outermost 0.01 %, ``mse`` what leaves the least squared error. ``auto`` tries them and keeps the best.
+    ``equalize`` makes the channels of a tensor equally large first, ``correct_biases`` takes mean errors out of
+    the biases afterwards (https://arxiv.org/abs/1906.04721, sections 4.1 and 4.2).
+    """
 
     images: Annotated[int, Between(1, 100_000)] = 256
     seed: int = 0
-    method: Literal["min-max", "moving-average"] = "min-max"
+    method: Literal["auto", "min-max", "moving-average", "percentile", "mse"] = "auto"
+    equalize: bool = False
+    correct_biases: bool = False
+
+    @property
+    def repairs(self) -> tuple[str, ...]:
+        """What is done to the float weights."""
+        return tuple(name for name in ("equalize", "correct_biases") if getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """One file to make: a target and a precision."""
+    """One file to make: a target and a precision.
+
+    ``max_drop``: percentage points of top-1 that int8 may lose; where it loses more, layers are kept in float and
+    it becomes ``int8-mixed``. ``keep_float``: the layers that int8-mixed keeps, by name, without a search.
+    """
 
     target: str
     precision: str
     calibration: CalibrationSpec = field(default_factory=CalibrationSpec)
+    max_drop: Annotated[float, Between(0.0, 100.0)] | None = None
+    keep_float: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_drop is not None and self.precision not in REPAIRED:
+            raise ValueError(f"max_drop goes with precision {' or '.join(REPAIRED)}, not {self.precision}")
+        if self.keep_float and self.precision != "int8-mixed":
+            raise ValueError(f"keep_float goes with precision int8-mixed, not {self.precision}")
+        if self.calibration.equalize and self.budget is not None:
+            raise ValueError("calibration.equalize does not go with a search by max_drop: leave out one of them")
+        if self.keep_float and self.max_drop is not None:
+            raise ValueError("keep_float names the layers that max_drop would search for: leave out one of them")
 
     @property
     def name(self) -> str:
         return f"{self.target}-{self.precision}"
+
+    @property
+    def budget(self) -> float | None:
+        """The max_drop that layers are searched for, or None where none is searched."""
+        if self.precision == "int8-mixed" and not self.keep_float and self.max_drop is None:
+            return DEFAULT_MAX_DROP
+        return self.max_drop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

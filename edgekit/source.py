@@ -3,17 +3,16 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
 from torch import nn
 
 from edgekit import checkpoint, data, models
 from edgekit.errors import CheckpointError, ConversionError, EdgekitError, UsageError
-from edgekit.export import ExportSource, PixelClassifier, calibration_images, from_checkpoint
+from edgekit.export import ExportSource, Labelled, PixelClassifier, calibration_images, from_checkpoint, labelled
 from edgekit.files import sha256
 from edgekit.models import pretrained
 from edgekit.preprocess import Preprocess, preset
@@ -42,11 +41,13 @@ def find(
     weights: Path | str | None,
     calibrate: str | None,
     confirm: Callable[[str], bool],
+    measure: str | None = None,
 ) -> Found:
     """The source that *model* names. Raises UsageError, CheckpointError or DataError.
 
     *weights*: a file, or ``imagenet`` for the published ones, downloaded only after *confirm* said yes.
-    *calibrate* is a data name or a folder. A run calibrates on its own training images without it.
+    *calibrate* and *measure* are data names or folders: the one's training images set ranges, on the other's
+    held-out images accuracy is measured. Either stands for both; a run brings its own.
     """
     path = Path(model)
     if path.is_dir():
@@ -55,11 +56,23 @@ def find(
         found = _from_folder(path, confirm)
     else:
         found = _by_name(model, preprocess, labels, weights, confirm)
-    if calibrate:
-        source = found.source
-        split = data.evaluation(calibrate, source.preprocess, "train", confirm=confirm).split
-        found = replace(found, source=replace(source, calibrate=partial(calibration_images, split)))
-    return found
+    source = found.source
+    ranges = calibrate or (measure if source.calibrate is None else None)
+    accuracy = measure or (calibrate if source.held_out is None else None)
+    if accuracy:  # never on images that calibrate
+        part: data.Part | None = "val" if accuracy == ranges else None
+        source = replace(source, held_out=partial(_held_out, accuracy, part, source, confirm))
+    if ranges:
+        split = data.evaluation(ranges, source.preprocess, "train", confirm=confirm).split
+        source = replace(source, calibrate=partial(calibration_images, split))
+    return replace(found, source=source)
+
+
+def _held_out(
+    origin: str, part: data.Part | None, source: ExportSource, confirm: Callable[[str], bool]
+) -> Labelled:
+    found = data.evaluation(origin, source.preprocess, part, confirm=confirm)
+    return labelled(found.split, found.classes, source.labels)
 
 
 def _from_folder(path: Path, confirm: Callable[[str], bool]) -> Found:
@@ -69,17 +82,18 @@ def _from_folder(path: Path, confirm: Callable[[str], bool]) -> Found:
         source, state = from_checkpoint(trained, None), run.state()
         assert state is not None
         spec, origin = run.recipe().data, state.source
-        lazy = _calibrate_later(lambda: data.load(spec, source=origin, confirm=confirm).train)
-        return Found(source=replace(source, calibrate=lazy), name=path.resolve().name)
+        load = cache(lambda: data.load(spec, source=origin, confirm=confirm))
+        lazy = replace(
+            source,
+            calibrate=lambda spec: calibration_images(load().train, spec),
+            held_out=lambda: labelled(load().val, load().classes, source.labels),
+        )
+        return Found(source=lazy, name=path.resolve().name)
     if not (path / checkpoint.DESCRIPTION).is_file():
         raise CheckpointError(
             f"{path} is neither a run nor a checkpoint: it holds no run.json and no {checkpoint.DESCRIPTION}"
         )
     return Found(source=from_checkpoint(checkpoint.read(path), None), name=path.resolve().name)
-
-
-def _calibrate_later(load: Callable[[], data.Split]) -> Callable[..., Any]:
-    return lambda spec: calibration_images(load(), spec)
 
 
 def _by_name(

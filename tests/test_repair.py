@@ -1,0 +1,360 @@
+"""An int8 file that loses too much is repaired by its guilty layer alone; what was tried stands in the sidecar."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgekit import artifact as artifacts
+from edgekit import convert, repair
+from edgekit.artifact import Artifact
+from edgekit.cli import main
+from edgekit.data.dataset import Split
+from edgekit.errors import DataError, UsageError
+from edgekit.export import LABELLED_IMAGES, labelled
+from edgekit.recipe import DEFAULT_MAX_DROP, CalibrationSpec, Variant
+from edgekit.schema import SchemaError, decode, encode
+from tests import guilty_models
+from tests.guilty_models import LABELS, Fault
+
+CALIBRATION = CalibrationSpec(images=200, method="min-max")
+BUDGET = 2.0  # points; the faults cost 50 and their repair leaves 0.25, which differs by kernels
+INT8 = Variant(target="tflite", precision="int8", calibration=CALIBRATION)
+
+
+def converted(fault: Fault, variant: Variant, out: Path) -> Artifact:
+    images = guilty_models.images(64, seed=4)[0]
+    [made] = convert.convert(guilty_models.source(fault), [variant], images, out, lambda *_: None)
+    return made
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- what is found --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "layers"), [("range", ("model.2", "model.4.pad", "model.4")), ("weights", ("model.6",))]
+)
+def test_the_guilty_layer_alone_is_kept_in_float(fault: Fault, layers: tuple[str, ...], tmp_path: Path) -> None:
+    made = converted(fault, replace(INT8, max_drop=BUDGET), tmp_path)
+    found = made.repair
+    assert found is not None
+    assert (found.met, found.float_layers, found.images) == (True, layers, 400)
+    assert found.float_top1 > 0.9
+    assert found.drop <= BUDGET
+    before, after = found.steps
+    assert before.drop > 40
+    assert after.drop == found.drop
+    assert made.size_bytes == after.size_bytes < 1.25 * before.size_bytes
+    assert (made.precision, made.name) == ("int8-mixed", "tflite-int8-mixed")
+    assert made.notes == (f"kept in float: {', '.join(layers)}",)
+    assert made.parity is not None
+    assert made.parity.broken(made.precision) == ""
+
+
+def test_the_log_is_of_the_file_that_is_there(tmp_path: Path) -> None:
+    made = converted("weights", replace(INT8, max_drop=BUDGET), tmp_path)
+    assert artifacts.read(made.path) == made
+    assert files_in(tmp_path) == ["tflite-int8-mixed.tflite", "tflite-int8-mixed.tflite.json"]
+    assert made.repair is not None
+    held_out = guilty_models.source("weights").held_out
+    assert held_out is not None
+    images = held_out()
+    top1 = (convert.converter("tflite").predict(made, images.pixels_NHWC).argmax(1) == images.truth).mean()
+    assert top1 == made.repair.steps[-1].top1 == pytest.approx(made.repair.float_top1 - made.repair.drop / 100)
+    assert made.repair.images_sha256 == images.images_sha256
+
+
+def test_a_sound_network_stays_int8(tmp_path: Path) -> None:
+    made = converted("none", replace(INT8, max_drop=BUDGET), tmp_path)
+    assert made.repair is not None
+    assert (made.name, made.precision, made.repair.met, len(made.repair.steps)) == ("tflite-int8", "int8", True, 1)
+    plain = converted("none", INT8, tmp_path / "plain")
+    assert (plain.sha256, plain.repair) == (made.sha256, None)
+
+
+def test_a_budget_that_is_not_met_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repair, "MOST_FLOAT", 0.1)  # the guilty one does 0.18 of the products
+    made = converted("weights", replace(INT8, max_drop=BUDGET), tmp_path)
+    found = made.repair
+    assert found is not None
+    assert not found.met
+    assert found.drop == min(step.drop for step in found.steps) > 40
+    assert found.p_value < 1e-9
+    assert made.path.is_file()
+    [note] = [note for note in made.notes if "NOT met" in note]
+    assert note.startswith(
+        f"the budget is NOT met: {found.drop:.2f} points of top-1 are lost, more than 2; the best"
+    )
+
+
+def test_mixed_by_name_has_a_default_budget(tmp_path: Path) -> None:
+    mixed = replace(INT8, precision="int8-mixed")
+    assert mixed.budget == DEFAULT_MAX_DROP == 0.5
+    made = converted("weights", mixed, tmp_path)
+    assert made.repair is not None
+    assert made.repair.max_drop == 0.5
+    assert made.repair.steps[1].float_layers == ("model.6",)
+
+
+def test_layers_that_are_named_are_kept_without_a_search(tmp_path: Path) -> None:
+    named = replace(INT8, precision="int8-mixed", keep_float=("model.6", "logits"))
+    source = guilty_models.source("weights", held_out=False)
+    images = guilty_models.images(64, seed=4)[0]
+    [made] = convert.convert(source, [named], images, tmp_path, lambda *_: None)
+    assert (made.repair, made.notes) == (None, ("kept in float: model.6, logits",))
+    kinds = {one.name: one.dtype for one in convert.for_file(made.path).inspect(made.path).details}
+    assert (kinds["model.4"], kinds["model.6"], kinds["logits"]) == ("int8", "float32", "float32")
+    with pytest.raises(UsageError, match=r"has no layer 'model\.66'; did you mean 'model\.6'\?; `edgekit inspect"):
+        converted("weights", replace(named, keep_float=("model.66",)), tmp_path)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_the_answer_under_the_other_name_goes_and_a_plain_file_stays(tmp_path: Path) -> None:
+    searched = replace(INT8, max_drop=BUDGET)
+    path_of = repair.path_of
+    assert path_of(searched, ".tflite", tmp_path).name == "tflite-int8.tflite"
+    converted("weights", searched, tmp_path)
+    assert path_of(searched, ".tflite", tmp_path).name == "tflite-int8-mixed.tflite"
+    assert path_of(INT8, ".tflite", tmp_path).name == "tflite-int8.tflite"
+    converted("none", searched, tmp_path)
+    assert files_in(tmp_path) == ["tflite-int8.tflite", "tflite-int8.tflite.json"]
+    assert path_of(searched, ".tflite", tmp_path).name == "tflite-int8.tflite"
+    converted("none", INT8, tmp_path)
+    converted("weights", searched, tmp_path)
+    assert len(files_in(tmp_path)) == 4
+    assert path_of(searched, ".tflite", tmp_path).name == "tflite-int8-mixed.tflite"
+
+
+def test_two_variants_that_end_in_one_file_are_one_artifact(tmp_path: Path) -> None:
+    images = guilty_models.images(64, seed=4)[0]
+    both = [INT8, replace(INT8, precision="int8-mixed")]
+    [made] = convert.convert(guilty_models.source("none"), both, images, tmp_path, lambda *_: None)
+    assert made.repair is not None
+    with pytest.raises(UsageError, match="int8 with max_drop and int8-mixed give the same file: leave out one"):
+        convert.check([replace(INT8, max_drop=1.0), both[1]])
+
+
+def test_an_old_sidecar_decodes(tmp_path: Path) -> None:
+    made = converted("none", INT8, tmp_path)
+    old = encode(made)
+    assert old.pop("repair") is None
+    artifacts.sidecar(made.path).write_text(json.dumps(old))
+    assert artifacts.read(made.path) == made
+
+
+# --- what is asked for ----------------------------------------------------------------------------
+
+
+def test_a_search_without_labelled_images(tmp_path: Path) -> None:
+    source = guilty_models.source("none", held_out=False)
+    with pytest.raises(UsageError, match=r"needs labelled images that were not trained on: give --data DIR"):
+        convert.convert(source, [replace(INT8, max_drop=1)], np.zeros((1, 16, 16, 3), np.uint8), tmp_path, print)
+    assert files_in(tmp_path) == []
+
+
+def test_settings_that_do_not_go_together() -> None:
+    for given, fault in (
+        ({"precision": "fp16", "max_drop": 0.5}, "max_drop goes with precision int8 or int8-mixed, not fp16"),
+        ({"precision": "int8", "max_drop": -0.5}, "max_drop: -0.5 is out of range; it must be between 0 and 100"),
+        ({"precision": "int8", "keep_float": ["a"]}, "keep_float goes with precision int8-mixed, not int8"),
+        (
+            {"precision": "int8-mixed", "keep_float": ["a"], "max_drop": 1},
+            "keep_float names the layers that max_drop",
+        ),
+    ):
+        with pytest.raises(SchemaError, match=fault):
+            decode(Variant, {"target": "tflite", **given})
+    assert encode(INT8, defaults=False).keys() == {"target", "precision", "calibration"}
+
+
+def test_classes_are_brought_into_the_models_order() -> None:
+    split = guilty_models.split(10, seed=3)
+    shuffled = ("blue", "red", "green")
+    found = labelled(split, shuffled, LABELS)
+    assert [LABELS[index] for index in found.truth] == [shuffled[index] for index in split.labels]
+    with pytest.raises(DataError, match="classes that the model does not know: violet; it knows red, green, blue"):
+        labelled(split, ("violet", "red", "green"), LABELS)
+
+
+def test_many_images_are_a_seeded_choice() -> None:
+    count = LABELLED_IMAGES + 50
+    pictures = guilty_models.split(10, seed=3)
+    many = Split(
+        ids=tuple(map(str, range(count))), labels=(0,) * count, reader=pictures.reader, rows=np.arange(count) % 10
+    )
+    first, again = (labelled(many, LABELS, LABELS) for _ in range(2))
+    assert len(first.truth) == LABELLED_IMAGES
+    assert first.images_sha256 == again.images_sha256
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of PNG files, the contract and the labels; and a model for each fault."""
+    root = tmp_path_factory.mktemp("photos")
+    for part, count, seed in (("train", 120, 2), ("val", 200, 3)):
+        for index, (picture, label) in enumerate(zip(*guilty_models.images(count, seed), strict=True)):
+            folder = root / "data" / part / LABELS[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(folder / f"{index:04}.png")
+    (root / "labels.txt").write_text("\n".join(LABELS))
+    mean, std = guilty_models.CONTRACT.mean, guilty_models.CONTRACT.std
+    (root / "contract.toml").write_text(f"mean = {list(mean)}\nstd = {list(std)}\n")
+    code = "from tests import guilty_models\ndef build():\n    return guilty_models.network({!r})\n"
+    for fault in ("none", "range", "weights"):
+        (root / f"{fault}.py").write_text(code.format(fault))
+    return root
+
+
+def command(photos: Path, fault: Fault, *words: str) -> int:
+    model = ("convert", f"{fault}.py:build", "--target", "tflite")
+    contract = ("--preprocess", "contract.toml", "--labels", "labels.txt", "--size", "16")
+    return main((*model, *contract, *words))
+
+
+def test_max_drop_repairs_and_prints_what_was_tried(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(photos)
+    words = ("--quantize", "int8", "--max-drop", "3", "--data", "data", "--out", str(tmp_path))
+    assert command(photos, "weights", *words) == 0
+    out, err = capsys.readouterr()
+    assert "tflite-int8-mixed: kept in float: model.6" in err
+    assert "top-1 with 1 layer in float" in out
+    assert ": within the budget of 3 (200 held-out images)" in out
+    tried = [line.split("  ")[0] for line in out.splitlines()[-4:]]
+    assert tried == ["tried", "float", "all in int8", "1 of 4 remedies"]
+    made = artifacts.read(tmp_path / "tflite-int8-mixed.tflite")
+    assert made.repair is not None
+    assert made.repair.float_layers == ("model.6",)
+    assert made.calibration is not None
+    assert made.calibration.count == 120
+
+
+def test_a_budget_that_is_not_met_has_exit_status_1_and_leaves_the_best_file(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(photos)
+    monkeypatch.setattr(repair, "MOST_FLOAT", 0.1)
+    words = ("--quantize", "int8", "--max-drop", "0.5", "--calibrate", "data", "--out", str(tmp_path))
+    assert command(photos, "weights", *words) == 1
+    out, err = capsys.readouterr()
+    assert "NOT within the budget of 0.5" in out
+    assert "the budget is NOT met: " in err
+    assert "guilty, by the error that each layer adds: model.6" in err
+    assert any(path.suffix == ".tflite" for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--quantize", "int8", "--max-drop", "0.5"),
+            "needs labelled images that were not trained on: give --data",
+        ),
+        (("--quantize", "int8-mixed"), "needs labelled images that were not trained on: give --data DIR"),
+        (
+            ("--quantize", "fp16,w8", "--max-drop", "1"),
+            "--max-drop is for int8: give --quantize int8, not fp16,w8",
+        ),
+        (("--quantize", "int8", "--max-drop", "few"), "expected percentage points between 0 and 100, such as 0.5"),
+        (("--max-drop", "0.5"), "--max-drop is for int8: give --quantize int8, not fp32"),
+    ],
+)
+def test_what_is_missing_is_a_usage_error(
+    words: tuple[str, ...],
+    message: str,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(photos)
+    try:
+        status = command(photos, "none", *words)
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
+def test_mixed_by_name_says_its_budget(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(photos)
+    words = ("--quantize", "int8-mixed", "--data", "data", "--out", str(tmp_path), "--json", "-")
+    assert command(photos, "weights", *words) in (0, 1)  # one image is half a point
+    out, err = capsys.readouterr()
+    assert "tflite-int8-mixed may lose 0.5 points of top-1 (--max-drop)" in err
+    [told] = json.loads(out)
+    assert told["repair"]["max_drop"] == 0.5
+    assert told["repair"]["steps"][1]["float_layers"] == ["model.6"]
+
+
+def test_all_without_labelled_images_leaves_mixed_out(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a checkpoint does whose images are gone: what needs none of them is made."""
+    monkeypatch.chdir(photos)
+    target = convert.converter("tflite")
+    monkeypatch.setattr(target, "precisions", dict.fromkeys(("fp32", "fp16", "int8-mixed"), ""))
+    assert command(photos, "none", "--quantize", "all", "--out", str(tmp_path)) == 0
+    assert "int8-mixed is left out: it needs labelled images (--data DIR)" in capsys.readouterr().err
+    assert files_in(tmp_path)[::2] == ["tflite-fp16.tflite", "tflite-fp32.tflite"]
+
+
+# --- a run ----------------------------------------------------------------------------------------
+
+RECIPE = """
+[model]
+name = "mobilenet_v2"
+width = 0.1
+stem_stride = 2
+[data]
+source = "digits"
+[data.preprocess]
+height = 32
+width = 32
+resize = "squash"
+mean = [0.5, 0.5, 0.5]
+std = [0.5, 0.5, 0.5]
+[train]
+epochs = 1
+warmup_epochs = 0
+[[variant]]
+target = "tflite"
+precision = "int8"
+max_drop = 100
+calibration = { method = "min-max" }
+"""
+
+
+def test_a_recipe_with_max_drop_is_followed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgekit import pipeline
+    from edgekit.cli.terminal import Silent
+
+    said: list[str] = []
+    listener = Silent()
+    monkeypatch.setattr(listener, "say", said.append)
+    run = tmp_path / "run"
+
+    def follow() -> None:
+        pipeline.run("digits", listener=listener, text=RECIPE, out=run, until="convert")
+
+    follow()
+    made = artifacts.read(run / "artifacts" / "tflite-int8.tflite")
+    assert made.repair is not None
+    assert (made.repair.met, made.repair.images, made.repair.max_drop) == (True, 359, 100)
+    assert "convert: 1 files" in said
+    follow()
+    assert "convert: 1 files: done already" in said
