@@ -209,12 +209,15 @@ def _absolute(name: str) -> str:
     return str(path.resolve()) if path.exists() else name
 
 
-def for_model(name: str, source: str, contract: Preprocess, *, epochs: int, weights: str | None = None) -> str:
-    """The text of a recipe that trains a model by name; the user finds it in the run folder, to edit.
+def for_model(
+    model: ModelSpec, source: str, contract: Preprocess, *, epochs: int, weights: str | None = None
+) -> str:
+    """The text of a recipe that trains *model*; the user finds it in the run folder, to edit.
 
     With *weights* it fine-tunes: the last layer first, then all of the network, at a lower rate.
     """
-    lines = ["[model]", f"name = {json.dumps(name)}", "", "[data]", f"source = {json.dumps(source)}", ""]
+    options = [f"{key} = {json.dumps(value)}" for key, value in encode(model, defaults=False).items()]
+    lines = ["[model]", *options, "", "[data]", f"source = {json.dumps(source)}", ""]
     lines += ["[data.preprocess]", f"height = {contract.height}", f"width = {contract.width}"]
     lines += [
         f"{key} = {json.dumps(value)}"

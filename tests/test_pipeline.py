@@ -17,6 +17,7 @@ from PIL import Image
 from edgekit import pipeline, recipe, result, runs
 from edgekit.errors import UsageError
 from edgekit.preprocess import preset
+from edgekit.recipe import ModelSpec
 from edgekit.runs import Run
 from edgekit.schema import decode, encode
 from edgekit.trainspec import FinetuneSpec, TrainSpec
@@ -324,12 +325,13 @@ def _text(path: Path) -> str:
 
 def test_the_recipe_of_a_model_by_name_decodes() -> None:
     contract = preset("minus1to1", 96, 96)
-    text = recipe.for_model("mobilenet_v2", 'a "quoted" folder', contract, epochs=3)
+    text = recipe.for_model(ModelSpec(name="mobilenet_v2", width=0.5), 'a "quoted" folder', contract, epochs=3)
     found = recipe.parse(text, "text")
     assert found.data.source == 'a "quoted" folder'
+    assert found.model == ModelSpec(name="mobilenet_v2", width=0.5)
     assert found.data.preprocess == contract
     assert found.train == TrainSpec(epochs=3)
-    tuned = recipe.parse(recipe.for_model("mobilenet_v2", "x", contract, epochs=1, weights="imagenet"), "text")
+    tuned = recipe.parse(recipe.for_model(found.model, "x", contract, epochs=1, weights="imagenet"), "text")
     assert tuned.train.finetune == FinetuneSpec(weights="imagenet", freeze_epochs=0)
 
 

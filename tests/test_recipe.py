@@ -9,7 +9,7 @@ import pytest
 from edgekit import recipe
 from edgekit.errors import RecipeError, UsageError
 from edgekit.preprocess import preset
-from edgekit.recipe import BenchSpec, CalibrationSpec, Recipe, Variant
+from edgekit.recipe import BenchSpec, CalibrationSpec, ModelSpec, Recipe, Variant
 
 SHIPPED = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
 
@@ -154,7 +154,7 @@ def test_errors_of_recipes_end_with_2() -> None:
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", 'C:\\mödels "x".py:build'])
 def test_the_text_for_a_model_by_name_decodes(name: str) -> None:
-    text = recipe.for_model(name, "a folder", preset("imagenet", 96, 96), epochs=7)
+    text = recipe.for_model(ModelSpec(name=name), "a folder", preset("imagenet", 96, 96), epochs=7)
     found = recipe.parse(text, "my.toml")
     assert isinstance(found, Recipe)
     assert (found.model.name, found.data.source, found.train.epochs) == (name, "a folder", 7)

@@ -7,6 +7,7 @@ from edgekit.cli.terminal import Silent, Terminal, add_json, count, pixels, writ
 from edgekit.errors import UsageError, nearest
 from edgekit.preprocess import Preprocess, preset
 from edgekit.recipe import ModelSpec
+from edgekit.trainspec import IMAGENET
 
 EXAMPLES = """examples:
   edgekit train quickstart
@@ -81,17 +82,18 @@ def _recipe_for(args: argparse.Namespace) -> str:
         )
     if not args.data:
         raise UsageError(f"training {args.what} needs images: --data DIR, a folder that holds one folder a class")
-    contract = _contract(args)
-    return recipe.for_model(args.what, args.data, contract, epochs=args.epochs or 30, weights=args.weights)
+    model, contract = _start(args)
+    return recipe.for_model(model, args.data, contract, epochs=args.epochs or 30, weights=args.weights)
 
 
-def _contract(args: argparse.Namespace) -> Preprocess:
-    """How pixels become input: as the weights were trained, else ImageNet's way."""
-    if args.weights and args.weights != "imagenet":
-        found = checkpoint.find(Path(args.weights)).preprocess
-        return found if args.size is None else replace(found, height=args.size, width=args.size)
+def _start(args: argparse.Namespace) -> tuple[ModelSpec, Preprocess]:
+    """The model, and how pixels become its input: as the weights were trained, else ImageNet's way."""
+    model, size = ModelSpec(name=args.what), args.size
+    if args.weights and args.weights != IMAGENET:
+        found = checkpoint.find(Path(args.weights))
+        contract = replace(found.preprocess, height=size, width=size) if size else found.preprocess
+        return found.model if found.model.name == args.what else model, contract
     from edgekit.models import pretrained
 
-    name = pretrained.published(ModelSpec(name=args.what)).preprocess if args.weights else "imagenet"
-    side = args.size or 224
-    return preset(name, side, side)
+    name = pretrained.published(model).preprocess if args.weights else "imagenet"
+    return model, preset(name, size or 224, size or 224)
