@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekit import files
 from edgekit.artifact import Artifact, TensorSpec
-from edgekit.convert import Conversion, Inspection, converting, labels_in
+from edgekit.convert import Conversion, Inspection, Precision, converting, labels_in
 from edgekit.errors import ArtifactError
 from edgekit.preprocess import Pixels
 from edgekit.quiet import quiet
@@ -24,13 +24,17 @@ from edgekit.schema import encode
 if TYPE_CHECKING:
     import torch
 
-    from edgekit.export import ExportSource, Logits
+    from edgekit.export import Logits, Source
 
 target = "coreml"
 suffix = ".mlpackage"
 precisions = {
-    "fp32": "32-bit floating point; runs on CPU and GPU, not on the Neural Engine",
-    "fp16": "16-bit floating point, weights and activations: the default of Core ML",
+    "fp32": Precision(
+        does="32-bit floating point; runs on CPU and GPU, not on the Neural Engine", size="1", lacks="nothing"
+    ),
+    "fp16": Precision(
+        does="16-bit floating point, weights and activations: the default of Core ML", size="0.50", lacks="nothing"
+    ),
 }
 extra = "coreml"
 
@@ -41,7 +45,7 @@ def check() -> None:
             require(module, feature="Converting to coreml", extra=extra)
 
 
-def convert(source: "ExportSource", variant: Variant, out: Path) -> Conversion:
+def convert(source: "Source", variant: Variant, out: Path) -> Conversion:
     with quiet(), converting("coremltools"):
         ct = require("coremltools", feature="Converting to coreml", extra=extra)
         program = source.once("coreml program", lambda: _export(source))
@@ -70,11 +74,11 @@ def convert(source: "ExportSource", variant: Variant, out: Path) -> Conversion:
     )
 
 
-def _export(source: "ExportSource") -> "torch.export.ExportedProgram":
+def _export(source: "Source") -> "torch.export.ExportedProgram":
     import torch
 
-    model = torch.nn.Sequential(source.model, torch.nn.Softmax(dim=1)).eval()
-    program = torch.export.export(model, (source.example_NCHW(),))
+    model = torch.nn.Sequential(source.torch_model(target), torch.nn.Softmax(dim=1)).eval()
+    program = torch.export.export(model, (torch.zeros(1, 3, *source.shape_NHWC[1:3]),))
     decomposed: torch.export.ExportedProgram = program.run_decompositions({})
     return decomposed
 

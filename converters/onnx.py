@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.artifact import Artifact, TensorSpec
-from edgekit.convert import Conversion, Inspection, converting, labels_in
+from edgekit.convert import Conversion, Inspection, Precision, converting, labels_in
 from edgekit.errors import ArtifactError
 from edgekit.preprocess import Pixels
 from edgekit.recipe import Variant
@@ -17,11 +17,11 @@ from edgekit.requires import require
 from edgekit.schema import encode
 
 if TYPE_CHECKING:
-    from edgekit.export import ExportSource, Logits
+    from edgekit.export import Logits, Source
 
 target = "onnx"
 suffix = ".onnx"
-precisions = {"fp32": "32-bit floating point"}
+precisions = {"fp32": Precision(does="32-bit floating point", size="1", lacks="nothing")}
 extra = "onnx"
 OPSET = 18
 
@@ -31,7 +31,7 @@ def check() -> None:
         require(module, feature="Converting to onnx", extra=extra)
 
 
-def convert(source: "ExportSource", variant: Variant, out: Path) -> Conversion:
+def convert(source: "Source", variant: Variant, out: Path) -> Conversion:
     import onnx
     import torch
 
@@ -40,7 +40,7 @@ def convert(source: "ExportSource", variant: Variant, out: Path) -> Conversion:
     class Nhwc(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.classifier = source.model
+            self.classifier = source.torch_model(target)
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             logits: torch.Tensor = self.classifier(pixels.permute(0, 3, 1, 2).float())

@@ -3,7 +3,7 @@
 import json
 import re
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,48 +11,70 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit import calibrate, flatbuffer
+from edgekit import artifact as artifacts
+from edgekit import calibrate, flatbuffer, inputs
 from edgekit.artifact import Artifact
 from edgekit.calibrate import Chosen, Ranges
-from edgekit.convert import Conversion, Inspection, converting
-from edgekit.equalize import correct_biases, equalize
+from edgekit.convert import Conversion, Inspection, Precision, converting
+from edgekit.dissect import BORDERS
+from edgekit.equalize import correct_biases, equalize, restored
 from edgekit.errors import ConversionError, MissingDependency, UsageError, nearest
 from edgekit.preprocess import Pixels
-from edgekit.recipe import Variant
+from edgekit.recipe import QAT, Variant
 from edgekit.requires import require
 from edgekit.schema import encode
 
 if TYPE_CHECKING:
-    from edgekit.export import CalibrationImages, ExportSource, Logits
+    from edgekit.export import CalibrationImages, Logits, Lowered, Source
     from edgekit.lower import UnknownOperator
+    from edgekit.qat import Trained
 
 target = "tflite"
 suffix = ".tflite"
-# Each with its usual size, fp32 being 1, and what it does not cover.
 precisions = {
-    "fp32": "32-bit floating point (size 1)",
-    "fp16": "weights stored as 16-bit floats, computed in fp32 (0.50)",
-    "w8": "int8 weights per channel, computed in fp32 (0.26-0.28); biases stay fp32",
-    "w4": "int4 weights per channel, computed in fp32 (0.14-0.19); depthwise ones int8; slow: XNNPACK has no int4",
-    "dyn8": "int8 weights, activations quantized at run time (0.26-0.30); depthwise convolutions stay fp32",
-    "int8": "int8 weights and activations, ranges set by calibration images (0.26-0.30); first convolution fp32",
-    "int8-mixed": "int8 with the layers in float that cost most top-1, found on labelled images (0.26-0.6)",
-    "int16x8": "int8 weights, int16 activations, calibrated (0.26-0.31); slow: XNNPACK has none of it",
+    "fp32": Precision(does="32-bit floating point", size="1", lacks="nothing"),
+    "fp16": Precision(does="weights stored as 16-bit floats, computed in fp32", size="0.50", lacks="nothing"),
+    "w8": Precision(
+        does="int8 weights per channel, computed in fp32",
+        size="0.26-0.28",
+        lacks="biases, constants of ADD, SUB, MUL",
+    ),
+    "w4": Precision(
+        does="int4 weights per channel, computed in fp32; slow: XNNPACK has no int4",
+        size="0.14-0.19",
+        lacks="as w8; depthwise convolutions: int8",
+    ),
+    "dyn8": Precision(
+        does="int8 weights, activations quantized at run time",
+        size="0.26-0.30",
+        lacks="all but convolutions and dense layers; depthwise ones would leave XNNPACK",
+    ),
+    "int8": Precision(
+        does="int8 weights and activations, ranges by calibration images; --io int8: for microcontrollers",
+        size="0.26-0.30",
+        lacks="the first convolution; HARD_SWISH, computed as a look-up of 8 bits; RELU6 and LEAKY_RELU not fused",
+    ),
+    "int8-mixed": Precision(
+        does="int8, but fp32 in the layers that cost most top-1, found on labelled images",
+        size="0.26-0.6",
+        lacks="as int8, and those layers",
+    ),
+    "int8-qat": Precision(
+        does="int8 after training with its rounding in place, on labelled training images; slow to make",
+        size="0.26-0.30",
+        lacks="as int8",
+    ),
+    "int16x8": Precision(
+        does="int8 weights, int16 activations, calibrated; many times slower: XNNPACK has none of it",
+        size="0.26-0.31",
+        lacks="as int8",
+    ),
 }
-CALIBRATED = ("int8", "int8-mixed", "int16x8")
+CALIBRATED = ("int8", "int8-mixed", "int8-qat", "int16x8")
 extra = "tflite"
 OUTPUT = "logits"
 BIAS_IMAGES = 64  # each layer is measured on all of them, one layer after the other
 PIXELS = {"min": np.array([0.0]), "max": np.array([255.0])}  # a range as ai-edge-quantizer has it
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Lowered:
-    """A float32 TFLite model of the pixels as floats, 0 to 255, NHWC; what wrote it; what to tell of it."""
-
-    content: bytes
-    tools: tuple[str, ...] = ("torch",)
-    notes: tuple[str, ...] = ()
 
 
 def check() -> None:
@@ -60,29 +82,50 @@ def check() -> None:
         require(module, feature="Converting to tflite", extra=extra)
 
 
-def convert(source: "ExportSource", variant: Variant, out: Path) -> Conversion:
+def convert(source: "Source", variant: Variant, out: Path) -> Conversion:
     from edgekit.quiet import quiet
 
-    images = _calibration_images(source, variant) if variant.precision in CALIBRATED else None
+    # An equalized float file is what an equalized int8 file is compared with.
+    wanted = variant.precision in CALIBRATED or (variant.precision == "fp32" and variant.calibration.equalize)
+    images = _calibration_images(source, variant) if wanted else None
     embedded = {"labels": source.labels, "preprocess": encode(source.preprocess)}
+    learnt: tuple[str, ...] = ()
     with quiet():
-        lowered: Lowered = source.once("tflite float", lambda: _lower(source))
+        lowered = source.once("tflite float", lambda: source.float_tflite() or _lower(source))
         with converting("ai-edge-quantizer"):
-            if images:
-                content, chosen = _calibrated(source, lowered.content, images, variant.precision)
-                content = _quantize(content, variant.precision, chosen.ranges, variant.keep_float)
+            if images and variant.precision in CALIBRATED:
+                content, chosen = _calibrated(source, lowered.content, images, variant)
+                exact = content
+                content = _quantize(exact, variant.precision, chosen.ranges, variant.keep_float, variant.io)
             else:
-                content, chosen = _quantize(lowered.content, variant.precision, None), None
-    out.write_bytes(_finish(content, json.dumps(embedded)))
+                exact = _equalized(source, lowered.content, images) if images else lowered.content
+                content, chosen = _quantize(exact, variant.precision, None), None
+    if variant.precision == QAT:  # outside of quiet: it shows how far it is
+        trained = _trained(source, variant, exact, content, out)
+        with quiet(), converting("ai-edge-quantizer"):
+            content, learnt = _quantize(trained.content, QAT, trained.ranges), trained.notes
+    out.write_bytes(_finish(content, json.dumps(embedded), variant.io))
     found = inspect(out)
     quantizer = () if variant.precision == "fp32" else ("ai-edge-quantizer",)
     return Conversion(
         input=found.input,
         output=found.output,
         tools={name: version(name) for name in (*lowered.tools, *quantizer, "ai-edge-litert")},
-        calibration=chosen.recorded(images.record) if images and chosen else None,
-        notes=(*lowered.notes, *(calibrate.doubts(images) if images else ()), *_kept(variant)),
+        calibration=(chosen.recorded(images.record) if chosen else images.record) if images else None,
+        notes=(*lowered.notes, *(calibrate.doubts(images) if images else ()), *_kept(variant), *learnt),
     )
+
+
+def _trained(source: "Source", variant: Variant, exact: bytes, int8: bytes, out: Path) -> "Trained":
+    """The network after training. *exact*: its float file; *int8*: the file that it starts from."""
+    from edgekit import qat
+
+    if source.lessons is None:
+        raise UsageError(
+            f"{QAT} trains the network: give --data DIR, a folder that holds one folder of training images a class"
+        )
+    state = artifacts.unfinished(out.with_name(variant.name + suffix))
+    return qat.train(exact, int8, source.lessons(), variant.qat, state)
 
 
 def _kept(variant: Variant) -> tuple[str, ...]:
@@ -92,7 +135,7 @@ def _kept(variant: Variant) -> tuple[str, ...]:
     return (f"kept in float: {', '.join(names[:8])}{more}",) if names else ()
 
 
-def _calibration_images(source: "ExportSource", variant: Variant) -> "CalibrationImages":
+def _calibration_images(source: "Source", variant: Variant) -> "CalibrationImages":
     if source.calibrate is None:
         raise UsageError(
             f"{variant.precision} needs calibration images: give --calibrate DIR, or --data for a recipe's own"
@@ -100,26 +143,29 @@ def _calibration_images(source: "ExportSource", variant: Variant) -> "Calibratio
     return source.calibrate(variant.calibration)
 
 
-def _lower(source: "ExportSource") -> Lowered:
-    """The model as we write it; as litert-torch writes it where it holds an operator that we do not know."""
+def _lower(source: "Source") -> "Lowered":
+    """The torch model as we write it; as litert-torch does where it holds an operator that we do not know."""
+    from edgekit.export import Lowered
     from edgekit.lower import UnknownOperator, lower
 
     try:
         with converting("torch.export"):
-            return Lowered(content=lower(source.model, source.shape_NHWC))
+            return Lowered(content=lower(source.torch_model(target), source.shape_NHWC))
     except UnknownOperator as unknown:
         return _lower_with_litert_torch(source, unknown)
 
 
-def _lower_with_litert_torch(source: "ExportSource", unknown: "UnknownOperator") -> Lowered:
+def _lower_with_litert_torch(source: "Source", unknown: "UnknownOperator") -> "Lowered":
     import torch
+
+    from edgekit.export import Lowered
 
     if find_spec("litert_torch") is None:
         raise MissingDependency(f"{unknown}; litert-torch may: pip install 'edgekit[tflite-full]'") from unknown
     litert_torch = require("litert_torch", feature="Converting to tflite", extra="tflite-full")
     try:
         with converting("litert-torch"), tempfile.TemporaryDirectory() as folder:
-            channels_last = litert_torch.to_channel_last_io(source.model, args=[0]).eval()
+            channels_last = litert_torch.to_channel_last_io(source.torch_model(target), args=[0]).eval()
             path = Path(folder) / "lowered.tflite"
             litert_torch.convert(channels_last, (torch.zeros(source.shape_NHWC),)).export(str(path))
             return Lowered(
@@ -131,7 +177,9 @@ def _lower_with_litert_torch(source: "ExportSource", unknown: "UnknownOperator")
         raise ConversionError(f"{error}; and {unknown}: replace it in the model by what it is made of") from error
 
 
-def _quantize(lowered: bytes, precision: str, ranges: Ranges | None, keep_float: tuple[str, ...] = ()) -> bytes:
+def _quantize(
+    lowered: bytes, precision: str, ranges: Ranges | None, keep_float: tuple[str, ...] = (), io: str = "uint8"
+) -> bytes:
     if precision == "fp32":
         return lowered
     from ai_edge_quantizer import quantizer
@@ -153,6 +201,8 @@ def _quantize(lowered: bytes, precision: str, ranges: Ranges | None, keep_float:
             # A dynamically quantized depthwise layer leaves XNNPACK: twice the latency for 3 % of the size.
             for operation in dense:
                 tool.add_dynamic_config(".*", operation, 8)
+        case "int8" if io == "int8":  # a microcontroller has no float: all of it, be it slower elsewhere
+            tool.add_static_config(".*", Operation.ALL_SUPPORTED, 8, 8)
         case _:
             _static_(tool, lowered, 16 if precision == "int16x8" else 8, keep_float)
     given = {name: {"min": np.array([r.low]), "max": np.array([r.high])} for name, r in (ranges or {}).items()}
@@ -191,46 +241,78 @@ def _layers(model: Any, names: tuple[str, ...]) -> list[str]:
 
 
 def _calibrated(
-    source: "ExportSource", lowered: bytes, images: "CalibrationImages", precision: str
+    source: "Source", lowered: bytes, images: "CalibrationImages", variant: Variant
 ) -> tuple[bytes, Chosen]:
     """The float file to quantize, repaired as asked, and the range of each tensor."""
-    record, pixels = images.record, images.pixels_NHWC
-    content = lowered
-    if "equalize" in record.repairs:
-        content = source.once(f"tflite equalized {record}", lambda: equalize(lowered, pixels)[0])
-    equalized, chosen = content, _choose(source, content, images, precision)
-    if "correct_biases" in record.repairs:
+    from edgekit.adaround import adaround
+
+    record, pixels, precision = images.record, images.pixels_NHWC, variant.precision
+    equalized = content = _equalized(source, lowered, images)
+    chosen = _choose(source, content, images, precision)
+    # What is learned and measured is the int8 file without layers in float: a search makes many files of it.
+    bits8 = "int16x8" if precision == "int16x8" else "int8"
+
+    def quantized(file: bytes) -> bytes:
+        return _quantize(file, bits8, chosen.ranges, io=variant.io)
+
+    if "adaround" in record.repairs:
+        kept = tuple(name for name in record.repairs if name != "correct_biases")
         content = source.once(
-            f"tflite corrected {precision} {record}",
-            lambda: correct_biases(
-                equalized, pixels[:BIAS_IMAGES], lambda file: _quantize(file, precision, chosen.ranges)
-            )[0],
+            f"tflite rounded {bits8} {variant.io} {replace(record, repairs=kept)}",
+            lambda: adaround(equalized, pixels, quantized)[0],
         )
+    if "correct_biases" in record.repairs:
+        rounded = content
+        content = source.once(
+            f"tflite corrected {bits8} {variant.io} {record}",
+            lambda: correct_biases(rounded, pixels[:BIAS_IMAGES], quantized, wanted=equalized)[0],
+        )
+    if content is not equalized and variant.keep_float:  # in float the weights as they were are the better ones
+        content = restored(content, equalized, _layers(flatbuffer.unpack(content), variant.keep_float))
     return content, chosen
 
 
-def _choose(source: "ExportSource", lowered: bytes, images: "CalibrationImages", precision: str) -> Chosen:
+def _equalized(source: "Source", lowered: bytes, images: "CalibrationImages") -> bytes:
+    """The float file, its channels equalized if the images' record says so."""
+    if "equalize" not in images.record.repairs:
+        return lowered
+    record = replace(images.record, method="", repairs=())
+    return source.once(f"tflite equalized {record}", lambda: equalize(lowered, images.pixels_NHWC)[0])
+
+
+def _choose(source: "Source", equalized: bytes, images: "CalibrationImages", precision: str) -> Chosen:
     """The range of each tensor. One pass over the images serves all precisions and methods."""
-    record, bits = images.record, 16 if precision == "int16x8" else 8
+    bits = 16 if precision == "int16x8" else 8
+    record = replace(images.record, repairs=tuple(name for name in images.record.repairs if name == "equalize"))
     observed = source.once(
         f"tflite pass {replace(record, method='')}",
-        lambda: calibrate.observe(lowered, images.pixels_NHWC, images.ids),
+        lambda: calibrate.observe(equalized, images.pixels_NHWC, images.ids),
     )
     if bits == 8 and record.method == "auto":
         return source.once(
             f"tflite ranges {record}",
             lambda: calibrate.choose(
-                observed, lowered, images.pixels_NHWC, lambda ranges: _quantize(lowered, "int8", ranges)
+                observed, equalized, images.pixels_NHWC, lambda ranges: _quantize(equalized, "int8", ranges)
             ),
         )
     # Steps of 16 bits are so small that nothing is worth clipping.
     return calibrate.by_rule(observed, "min-max" if record.method == "auto" else record.method, bits)
 
 
-def _finish(content: bytes, embedded: str) -> bytes:
-    """The model with a uint8 input named ``pixels``, an output named ``logits`` and the metadata inside."""
+def _finish(content: bytes, embedded: str, io: str) -> bytes:
+    """The model with an input named ``pixels`` of the type *io*, an output named ``logits``, the metadata inside.
+
+    Raises ConversionError for an int8 one that is not of integers throughout.
+    """
     model = flatbuffer.unpack(content)
-    flatbuffer.prepend_dequantize(model)
+    if io == "uint8":
+        flatbuffer.prepend_dequantize(model)
+    elif kinds := flatbuffer.in_float(model):
+        floats = [kind for kind in kinds if kind not in BORDERS] or kinds
+        raise ConversionError(
+            f"io int8 needs integers throughout, but ai-edge-quantizer has no int8 for {', '.join(floats)}: "
+            "replace it in the model, or leave out io"
+        )
     flatbuffer.rename_ends(model, "pixels", OUTPUT)
     flatbuffer.embed(model, embedded)
     return flatbuffer.pack(model)
@@ -241,11 +323,10 @@ def predict(artifact: Artifact, pixels_NHWC: Pixels) -> "Logits":
     before, after = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     rows = []
     for image in pixels_NHWC:
-        interpreter.set_tensor(before["index"], image[None])
+        interpreter.set_tensor(before["index"], inputs.convert(image[None], artifact))
         interpreter.invoke()
         rows.append(interpreter.get_tensor(after["index"]).copy())
-    logits: Logits = np.concatenate(rows)
-    return logits
+    return flatbuffer.dequantized(np.concatenate(rows), artifact.output)
 
 
 def _interpreter(path: Path) -> Any:

@@ -69,13 +69,23 @@ class Parity:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RepairStep:
-    """A file that was tried: its top-1, and by how many percentage points that is below the float file's."""
+    """A file that was tried: its top-1, and by how many percentage points that is below the float file's.
+
+    ``repairs``: what was done to the float weights. ``gain``: points of top-1 more than the best file before it.
+    ``kept``: later steps build on it, or it is the artifact. ``p_value``: as in `Repair`. ``seconds``: to make it
+    and to measure it.
+    """
 
     tried: str
     float_layers: tuple[str, ...]
     top1: float
     drop: float
     size_bytes: int
+    repairs: tuple[str, ...] = ()
+    gain: float = 0.0
+    kept: bool = False
+    p_value: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +94,7 @@ class Repair:
 
     Where the budget is not ``met``, the artifact is the best that was reached.
     ``p_value``: of the exact McNemar test of its answers against the float file's.
+    ``weighed_by``: what the layers in float were chosen to cost little of; empty where none were looked for.
     """
 
     max_drop: float
@@ -94,6 +105,8 @@ class Repair:
     images: int
     images_sha256: str
     float_layers: tuple[str, ...] = ()
+    repairs: tuple[str, ...] = ()
+    weighed_by: Literal["", "latency", "products"] = ""
     steps: tuple[RepairStep, ...] = ()
 
 
@@ -127,6 +140,11 @@ class Artifact:
 
 def sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
+
+
+def unfinished(path: Path) -> Path:
+    """Where the state of a training stands that is to give the file at *path*, until it is there."""
+    return path.with_name(f"{path.stem}.training")
 
 
 @contextmanager

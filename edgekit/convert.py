@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,12 +19,12 @@ from edgekit.errors import ArtifactError, ConversionError, EdgekitError, UsageEr
 from edgekit.flatbuffer import Operator
 from edgekit.parity import parity
 from edgekit.preprocess import Pixels, Preprocess
-from edgekit.recipe import REPAIRED, Variant
-from edgekit.repair import repair
+from edgekit.recipe import QAT, REPAIRED, Variant
+from edgekit.repair import LastResort, repair
 from edgekit.schema import encode
 
 if TYPE_CHECKING:
-    from edgekit.export import ExportSource, Logits
+    from edgekit.export import Logits, Source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,18 +54,26 @@ class Inspection:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
+class Precision(NamedTuple):
+    """What it *does*, its usual *size*, fp32 being 1, and what it *lacks*: what stays in fp32."""
+
+    does: str
+    size: str
+    lacks: str
+
+
 class Converter(Protocol):
     """A module in converters/ that gives these names."""
 
     target: str
     suffix: str
-    precisions: dict[str, str]  # name and what it does, in one clause
+    precisions: dict[str, Precision]
     extra: str  # the extra of edgekit that brings its packages
 
     def check(self) -> None:
         """Raises MissingDependency when a package that converting needs is not installed."""
 
-    def convert(self, source: "ExportSource", variant: Variant, out: Path) -> Conversion: ...
+    def convert(self, source: "Source", variant: Variant, out: Path) -> Conversion: ...
 
     def predict(self, artifact: Artifact, pixels_NHWC: Pixels) -> "Logits":
         """The file's logits (N, K) on this machine."""
@@ -121,10 +129,16 @@ def check(variants: Sequence[Variant]) -> None:
                 )
             searched.add(variant.target)
         target.check()
+    trained = {one.target for one in variants if one.precision == QAT}
+    if both := trained & {one.target for one in variants if one.precision == "int8" and one.budget is not None}:
+        raise UsageError(
+            f"max_drop may end in {both.pop()}-{QAT}, which another variant gives: leave out one of them, or give "
+            "each a folder of its own"
+        )
 
 
 def convert(
-    source: "ExportSource",
+    source: "Source",
     variants: Sequence[Variant],
     images_NHWC: Pixels,
     out: Path,
@@ -149,17 +163,22 @@ def _tell(progress: Callable[[str, float], None], variant: Variant, share: float
 
 
 def _convert(
-    source: "ExportSource", variant: Variant, images_NHWC: Pixels, out: Path, tell: Callable[[str], None]
+    source: "Source", variant: Variant, images_NHWC: Pixels, out: Path, tell: Callable[[str], None]
 ) -> Artifact:
     def make(variant: Variant, folder: Path) -> Artifact:
         return _convert_one(source, variant, images_NHWC, folder)
 
     if variant.budget is None:
         return make(variant, out)
-    return repair(source, variant, out, make=make, predict=converter(variant.target).predict, tell=tell)
+    # It learns from the float network as it is. Who asks for int8-mixed asks for no training.
+    qat = replace(variant, precision=QAT, max_drop=None, calibration=variant.calibration.exact)
+    last = LastResort(name="trained with its rounding in place", make=lambda: make(qat, out))
+    trains = source.lessons is not None and variant.precision == "int8"
+    predict = converter(variant.target).predict
+    return repair(source, variant, out, make=make, predict=predict, tell=tell, last=last if trains else None)
 
 
-def _convert_one(source: "ExportSource", variant: Variant, images_NHWC: Pixels, out: Path) -> Artifact:
+def _convert_one(source: "Source", variant: Variant, images_NHWC: Pixels, out: Path) -> Artifact:
     target = converter(variant.target)
     path = out / f"{variant.name}{target.suffix}"
     images_sha256 = hashlib.sha256(images_NHWC.tobytes()).hexdigest()
@@ -186,27 +205,26 @@ def _convert_one(source: "ExportSource", variant: Variant, images_NHWC: Pixels, 
             measured = parity(reference, target.predict(artifact, images_NHWC))
         except ValueError as error:
             raise ConversionError(f"{variant.name} is broken: {error}") from error
-        guilty = _guilty(source, artifact, images_NHWC) if measured.broken(variant.precision) else ()
+        guilty = _guilty(source, artifact, variant, images_NHWC) if measured.broken(variant.precision) else ()
         artifact = replace(artifact, parity=measured, path=path, notes=(*artifact.notes, *guilty))
         files.write_json(description, encode(artifact))
+    files.remove(artifacts.unfinished(path))
     return artifact
 
 
-def _guilty(source: "ExportSource", artifact: Artifact, images_NHWC: Pixels) -> tuple[str, ...]:
+def _guilty(source: "Source", artifact: Artifact, variant: Variant, images_NHWC: Pixels) -> tuple[str, ...]:
     """A note that names the layers of a broken file, where its format lets us look inside."""
-    target = converter(artifact.target)
-    if (
-        target.suffix != sensitivity.SUFFIX
-        or artifact.precision == "fp32"
-        or (
-            artifact.calibration and artifact.calibration.repairs  # its tensors are not the float file's
-        )
-    ):
+    target = converter(variant.target)
+    if target.suffix != sensitivity.SUFFIX or variant.precision == "fp32":
         return ()
     with tempfile.TemporaryDirectory() as folder:
-        float_file = Path(folder, f"fp32{target.suffix}")
-        target.convert(source, Variant(target=artifact.target, precision="fp32"), float_file)
-        layers = sensitivity.sensitivity(float_file, artifact.path, images_NHWC[: sensitivity.IMAGES])
+        float_file, quantized = Path(folder, f"fp32{target.suffix}"), artifact.path
+        like = Variant(target=variant.target, precision="fp32", calibration=variant.calibration.exact)
+        target.convert(source, like, float_file)
+        if variant.calibration.correct_biases:
+            quantized = Path(folder, f"uncorrected{target.suffix}")
+            target.convert(source, replace(variant, calibration=variant.calibration.uncorrected), quantized)
+        layers = sensitivity.sensitivity(float_file, quantized, images_NHWC[: sensitivity.IMAGES])
     named = ", ".join(map(str, sensitivity.worst(layers)))
     return (f"guilty, by the error that each layer adds: {named}",) if named else ()
 
@@ -231,8 +249,8 @@ def noise(shape_HWC: tuple[int, int, int], count: int, seed: int = 0) -> Pixels:
 def foreign(path: Path, preprocess: Callable[[int, int], Preprocess], labels: tuple[str, ...]) -> Artifact:
     """A model file of another tool as an artifact; *preprocess* is called with the file's height and width.
 
-    It takes raw pixels where its input is an image or plain uint8 (or uint8 with scale 1), else normalized
-    values. Raises UsageError or ArtifactError for a file that is no image classifier.
+    It takes raw pixels where its input is an image or plain uint8 (or uint8 with scale 1, or int8 that stands for
+    the same), else normalized values. Raises UsageError or ArtifactError for a file that is no image classifier.
     """
     if not path.exists():
         raise ArtifactError(f"no such file: {path}")
@@ -248,7 +266,8 @@ def foreign(path: Path, preprocess: Callable[[int, int], Preprocess], labels: tu
         raise ArtifactError(f"{path} gives {found.output.shape}; an image classifier gives scores (1, classes)")
     if labels and len(labels) != outputs:
         raise UsageError(f"{path} gives {outputs} scores, but there are {len(labels)} labels")
-    raw = found.input.dtype == "image" or (found.input.dtype == "uint8" and found.input.scale in (None, 1.0))
+    stored = (found.input.dtype, found.input.scale, found.input.zero_point)
+    raw = stored[0] == "image" or stored[:2] in (("uint8", None), ("uint8", 1.0)) or stored == ("int8", 1.0, -128)
     return Artifact(
         file=path.name,
         target=target.target,

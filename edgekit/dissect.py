@@ -119,7 +119,7 @@ class Values:
         self.runner = runner(model)
 
     def run_(self, image_HWC: Pixels) -> None:
-        self.image_NHWC = image_HWC[None]
+        self.image_NHWC = self.file.stored(self.file.input, image_HWC[None])
         self.runner.set_tensor(self.file.input, self.image_NHWC)
         self.runner.invoke()
 
@@ -164,6 +164,32 @@ class Pieces:
     def __getitem__(self, name: str) -> Array:
         output = self.file.operators[name].output
         return self.file.floats(output, self.runner.get_tensor(output))
+
+
+def until(file: File, index: int) -> Any:
+    """An interpreter of the file up to the operator that gives the tensor, which is its only output."""
+    model = copy.copy(file.model)
+    model.subgraphs = [graph := copy.copy(model.subgraphs[0])]
+    last = next(place for place, operator in enumerate(graph.operators) if index in operator.outputs)
+    graph.operators, graph.outputs = graph.operators[: last + 1], [index]
+    return runner(model)
+
+
+def constant(model: Any, tensor: int) -> Array:
+    """The values of a constant, as they are stored."""
+    stored, kinds = model.subgraphs[0].tensors[tensor], flatbuffer.schema().TensorType
+    name = {kinds.FLOAT32: "float32", kinds.INT8: "int8", kinds.INT32: "int32"}[stored.type]
+    values: Array = np.asarray(model.buffers[stored.buffer].data).view(name).reshape(stored.shape)
+    return values
+
+
+def replace_constant_(model: Any, tensor: int, values: Array) -> None:
+    """Store other values of the same shape and type; a constant of the same bytes elsewhere stays as it is."""
+    data, tensors = np.array(values, constant(model, tensor).dtype, order="C"), model.subgraphs[0].tensors
+    if sum(one.buffer == tensors[tensor].buffer for one in tensors) > 1:
+        tensors[tensor].buffer = len(model.buffers)
+        model.buffers.append(flatbuffer.schema().BufferT())
+    model.buffers[tensors[tensor].buffer].data = data.reshape(-1).view(np.uint8)
 
 
 def runner(model: Any) -> Any:

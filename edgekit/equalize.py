@@ -21,10 +21,13 @@ import numpy.typing as npt
 
 from edgekit import flatbuffer
 from edgekit.calibrate.observe import loaded
+from edgekit.dissect import constant, replace_constant_
 from edgekit.preprocess import Pixels
 
 Array = npt.NDArray[np.floating[Any]]
-SMALLEST = 1 / 64  # of the largest: a channel that is less on these images may be more on others
+# Of the largest contribution, which is a channel times the weights that take it: one that gives less on these
+# images may give more on others, and is not worth the accuracy of its neighbours.
+SMALLEST = 1 / 64
 CUT = 6.0
 # The axis of the weights that counts what comes out, and what goes in.
 AXES = {"CONV_2D": (0, 3), "DEPTHWISE_CONV_2D": (3, 3), "FULLY_CONNECTED": (0, 1)}
@@ -51,7 +54,7 @@ def equalize(content: bytes, pixels_NHWC: Pixels) -> tuple[bytes, dict[str, Arra
     for pair in found:
         (first, kind), (second, next_kind) = pair.first, pair.second
         (given, _), (_, taken) = AXES[kind], AXES[next_kind]
-        weights = np.abs(_constant(model, second.inputs[1]))
+        weights = np.abs(constant(model, second.inputs[1]))
         sizes = weights.max(tuple(axis for axis in range(weights.ndim) if axis != taken))
         factors[pair.tensor] = factor = _factors(peaks[pair.tensor], sizes, pair)
         _scale_(model, first.inputs[1], given, 1 / factor)
@@ -66,12 +69,14 @@ def _factors(peaks: Array, sizes: Array, pair: Pair) -> Array:
     if not peaks.max():
         return np.ones_like(peaks)
     cut = peaks >= CUT * 0.999 if pair.activation == "RELU6" else np.zeros(peaks.shape, bool)
-    peaks = np.maximum(peaks, peaks.max() * SMALLEST)
+    largest, sizes = peaks.max(), np.maximum(sizes, sizes.max() * 1e-9 + 1e-30)
+    # A channel may be any number of times smaller than the largest where its weights make up for that.
+    peaks = np.maximum(peaks, np.maximum((peaks * sizes).max() * SMALLEST / sizes, largest * 1e-9))
     # Weights of a depthwise layer have a scale for each channel, and lose nothing. Others lose what activations
     # gain: they meet half way.
     depthwise = pair.second[1] == "DEPTHWISE_CONV_2D"
-    factor = peaks if depthwise else np.sqrt(peaks / np.maximum(sizes, sizes.max() * SMALLEST + 1e-30))
-    factor = factor * ((peaks / factor)[~cut].max(initial=0) / peaks.max())  # no channel outgrows the largest
+    factor = peaks if depthwise else np.sqrt(peaks / sizes)
+    factor = factor * ((peaks / factor)[~cut].max(initial=0) / largest)  # no channel outgrows the largest
     return np.where(cut, np.float32(1), factor)
 
 
@@ -108,21 +113,32 @@ def _only_user(graph: Any, tensor: int) -> int | None:
 
 
 def correct_biases(
-    content: bytes, pixels_NHWC: Pixels, quantize: Callable[[bytes], bytes]
+    content: bytes, pixels_NHWC: Pixels, quantize: Callable[[bytes], bytes], wanted: bytes | None = None
 ) -> tuple[bytes, dict[str, Array]]:
     """The float file with biases that make up for the mean errors of its int8 file, and the changes by layer.
 
-    Layers are corrected in the order in which they run, since each sees what those before it leave: *quantize* is
-    called once for each, with the corrected float file.
+    *wanted* is the float file whose means are right, where the weights of *content* have changed. Layers are
+    corrected in the order in which they run, since each sees what those before it leave: *quantize* is called once
+    for each, with the corrected float file.
     """
     model = flatbuffer.unpack(content)
     layers = list(_linear(model))
-    wanted, changes = _means(content, pixels_NHWC, [name for name, _ in layers]), dict[str, Array]()
+    right, changes = _means(wanted or content, pixels_NHWC, [name for name, _ in layers]), dict[str, Array]()
     for name, layer in layers:
         found = _means(quantize(flatbuffer.pack(model)), pixels_NHWC, [name])
-        changes[name] = change = wanted[name] - found[name]
-        _set_(model, layer.inputs[2], _constant(model, layer.inputs[2]) + change)
+        changes[name] = change = right[name] - found[name]
+        replace_constant_(model, layer.inputs[2], constant(model, layer.inputs[2]) + change)
     return flatbuffer.pack(model), changes
+
+
+def restored(content: bytes, original: bytes, names: Sequence[str]) -> bytes:
+    """The file with the constants that these layers have in the one that it was made of."""
+    model, before = flatbuffer.unpack(content), flatbuffer.unpack(original)
+    for operator, detail in zip(model.subgraphs[0].operators, flatbuffer.details(model), strict=True):
+        if detail.name in names and detail.kind in AXES:
+            for tensor in (operator.inputs[1], *_bias(operator)):
+                replace_constant_(model, tensor, constant(before, tensor))
+    return flatbuffer.pack(model)
 
 
 def _linear(model: Any) -> Iterator[tuple[str, Any]]:
@@ -171,18 +187,8 @@ def _values(content: bytes, pixels_NHWC: Pixels, names: Sequence[str]) -> Iterat
             yield name, (values.astype(np.float32) - zero) * scale if scale else values
 
 
-def _constant(model: Any, tensor: int) -> Array:
-    stored = model.subgraphs[0].tensors[tensor]
-    values: Array = np.asarray(model.buffers[stored.buffer].data).view(np.float32).reshape(stored.shape)
-    return values
-
-
-def _set_(model: Any, tensor: int, values: Array) -> None:
-    data = np.array(values, np.float32, order="C").reshape(-1).view(np.uint8)
-    model.buffers[model.subgraphs[0].tensors[tensor].buffer].data = data
-
-
 def _scale_(model: Any, tensor: int, axis: int, factor: Array) -> None:
     """Multiply a constant by a factor for each place of *axis*."""
-    values = _constant(model, tensor)
-    _set_(model, tensor, values * factor.reshape([-1 if place == axis else 1 for place in range(values.ndim)]))
+    values = constant(model, tensor)
+    shape = [-1 if place == axis else 1 for place in range(values.ndim)]
+    replace_constant_(model, tensor, values * factor.reshape(shape))

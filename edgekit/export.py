@@ -5,9 +5,9 @@ Shapes: N images, C channels, H height, W width, K classes.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from edgekit.errors import DataError
 from edgekit.models.normalize import Normalize
 from edgekit.preprocess import Pixels, Preprocess
 from edgekit.recipe import CalibrationSpec
+from edgekit.trainspec import AugmentSpec
 
 T = TypeVar("T")
 LABELLED_BYTES = 2**30  # pixels of held-out images that are kept in memory
@@ -61,12 +62,75 @@ class Labelled:
     images_sha256: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lessons:
+    """Images to go on training with. *truth*: their classes (N,), as the model counts."""
+
+    split: Split
+    truth: tuple[int, ...]
+    augment: AugmentSpec = field(default_factory=AugmentSpec)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lowered:
+    """A float32 TFLite model of the pixels as floats, 0 to 255, NHWC; what wrote it; what to tell of it."""
+
+    content: bytes
+    tools: tuple[str, ...] = ("torch",)
+    notes: tuple[str, ...] = ()
+
+
+class Source(Protocol):
+    """What converters take: a float classifier of any framework, and everything that travels with it.
+
+    *calibrate* gives real training images; None when there are none. *held_out* gives the images on which accuracy
+    is measured; None when there are none with labels. *lessons* gives training images with labels, where there are
+    some. It is a frozen dataclass.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def preprocess(self) -> Preprocess: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    @property
+    def parent(self) -> str: ...
+
+    @property
+    def calibrate(self) -> Callable[[CalibrationSpec], CalibrationImages] | None: ...
+
+    @property
+    def held_out(self) -> Callable[[], Labelled] | None: ...
+
+    @property
+    def lessons(self) -> Callable[[], Lessons] | None: ...
+
+    @property
+    def shape_NHWC(self) -> tuple[int, int, int, int]: ...
+
+    def once(self, key: str, make: Callable[[], T]) -> T:
+        """What *make* gives, made once per source: precisions of one target share their lowering."""
+        ...
+
+    def logits(self, pixels_NHWC: Pixels) -> Logits:
+        """The float reference (N, K) for parity."""
+        ...
+
+    def torch_model(self, target: str) -> PixelClassifier:
+        """The torch module for the converter of *target*. Raises ConversionError where there is none."""
+        ...
+
+    def float_tflite(self) -> Lowered | None:
+        """The TFLite file that its own framework writes; None where the converter writes it from the module."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportSource:
-    """A trained model on its way to files. *calibrate* gives real training images; None when there are none.
-
-    *held_out* gives the images on which accuracy is measured; None when there are none with labels.
-    """
+    """A torch model on its way to files: a `Source`."""
 
     model: PixelClassifier
     preprocess: Preprocess
@@ -74,28 +138,35 @@ class ExportSource:
     parent: str = ""
     calibrate: Callable[[CalibrationSpec], CalibrationImages] | None = None
     held_out: Callable[[], Labelled] | None = None
+    lessons: Callable[[], Lessons] | None = None
     _memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, key: str, make: Callable[[], T]) -> T:
-        """What *make* gives, made once per source: precisions of one target share their lowering."""
-        if key not in self._memo:
-            self._memo[key] = make()
-        value: T = self._memo[key]
-        return value
+        return remembered(self._memo, key, make)
 
     @property
     def shape_NHWC(self) -> tuple[int, int, int, int]:
         return (1, self.preprocess.height, self.preprocess.width, 3)
 
-    def example_NCHW(self) -> Tensor:
-        return torch.zeros(1, 3, self.preprocess.height, self.preprocess.width)
+    def torch_model(self, target: str) -> PixelClassifier:
+        return self.model
+
+    def float_tflite(self) -> Lowered | None:
+        return None
 
     @torch.no_grad()
     def logits(self, pixels_NHWC: Pixels) -> Logits:
-        """The float reference (N, K) for parity."""
         images = torch.from_numpy(np.array(pixels_NHWC)).permute(0, 3, 1, 2)
         rows: list[Tensor] = [self.model(images[i : i + 32].float()) for i in range(0, len(images), 32)]
         return torch.cat(rows).numpy()
+
+
+def remembered(memo: dict[str, Any], key: str, make: Callable[[], T]) -> T:
+    """What *memo* holds for the key, made where it holds nothing."""
+    if key not in memo:
+        memo[key] = make()
+    value: T = memo[key]
+    return value
 
 
 def calibration_images(split: Split, spec: CalibrationSpec) -> CalibrationImages:
@@ -119,14 +190,9 @@ def labelled(split: Split, classes: tuple[str, ...], labels: tuple[str, ...]) ->
 
     Raises DataError for a class that the model does not know.
     """
-    if unknown := [name for name in classes if labels.count(name) != 1]:
-        raise DataError(
-            f"the images have classes that the model does not know: {', '.join(unknown[:5])}; it knows "
-            f"{', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''}"
-        )
+    places = np.array(_places(classes, labels), np.int64)
     count = min(LABELLED_IMAGES, LABELLED_BYTES // math.prod(split.read([0]).shape))
     chosen = split.take([int(row) for row in sorted(np.random.default_rng(0).permutation(len(split))[:count])])
-    places = np.array([labels.index(name) for name in classes], np.int64)
     return Labelled(
         pixels_NHWC=chosen.read(),
         truth=places[np.array(chosen.labels, np.int64)],
@@ -134,16 +200,45 @@ def labelled(split: Split, classes: tuple[str, ...], labels: tuple[str, ...]) ->
     )
 
 
-def from_checkpoint(checkpoint: Checkpoint, train: Split | None, held_out: Split | None = None) -> ExportSource:
+def _places(classes: tuple[str, ...], labels: tuple[str, ...]) -> list[int]:
+    """For each class of some images the model's number of it."""
+    if unknown := [name for name in classes if labels.count(name) != 1]:
+        raise DataError(
+            f"the images have classes that the model does not know: {', '.join(unknown[:5])}; it knows "
+            f"{', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''}"
+        )
+    return [labels.index(name) for name in classes]
+
+
+def lessons(
+    split: Split, classes: tuple[str, ...], labels: tuple[str, ...], augment: AugmentSpec | None = None
+) -> Lessons:
+    """The split's images to learn from; *classes* are the split's, *labels* the model's.
+
+    Raises DataError for a class that the model does not know.
+    """
+    places = _places(classes, labels)
+    truth = tuple(places[label] for label in split.labels)
+    return Lessons(split=split, truth=truth, augment=augment or AugmentSpec())
+
+
+def from_checkpoint(
+    checkpoint: Checkpoint,
+    train: Split | None,
+    held_out: Split | None = None,
+    augment: AugmentSpec | None = None,
+) -> ExportSource:
     """The checkpoint on its way to files, calibrated on images of *train*, its accuracy measured on *held_out*.
 
-    Raises CheckpointError.
+    *augment*: how images of *train* are changed where it is trained on. Raises CheckpointError.
     """
+    classes = checkpoint.classes
     return ExportSource(
         model=PixelClassifier(models.restore(checkpoint), checkpoint.preprocess).eval(),
         preprocess=checkpoint.preprocess,
-        labels=checkpoint.classes,
+        labels=classes,
         parent=checkpoint.weights_sha256,
         calibrate=partial(calibration_images, train) if train else None,
-        held_out=partial(labelled, held_out, checkpoint.classes, checkpoint.classes) if held_out else None,
+        held_out=partial(labelled, held_out, classes, classes) if held_out else None,
+        lessons=partial(lessons, train, classes, classes, augment) if train else None,
     )

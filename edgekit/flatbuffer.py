@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgekit.artifact import TensorSpec
 from edgekit.errors import ArtifactError
@@ -199,6 +200,25 @@ def _macs(kind: str, inputs: list[Any], output: Any) -> int:
     weights = [int(side) for side in inputs[1].shape]
     per_value = weights[1] * weights[2] if kind == "DEPTHWISE_CONV_2D" else math.prod(weights[1:])
     return math.prod(int(side) for side in output.shape) * per_value
+
+
+def in_float(model: Any) -> tuple[str, ...]:
+    """The kinds of the operators that take or give floating point, each once."""
+    graph, kinds = model.subgraphs[0], schema().TensorType
+    floating = (kinds.FLOAT32, kinds.FLOAT16, kinds.FLOAT64)
+    return tuple(
+        dict.fromkeys(
+            found.kind
+            for found, operator in zip(details(model), graph.operators, strict=True)
+            if any(graph.tensors[i].type in floating for i in (*operator.inputs, *operator.outputs) if i >= 0)
+        )
+    )
+
+
+def dequantized(values: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[np.float32]:
+    """What stored values of the tensor stand for: themselves where it has no scale."""
+    found = values.astype(np.float32, copy=False)
+    return found if spec.scale is None else (found - (spec.zero_point or 0)) * np.float32(spec.scale)
 
 
 def weights(model: Any) -> tuple[tuple[str, int], ...]:

@@ -168,7 +168,12 @@ class Pipeline:
         if missing:
             from edgekit.export import from_checkpoint
 
-            source = from_checkpoint(checkpoint.read(self.run.checkpoint), self.dataset.train, self.dataset.val)
+            source = from_checkpoint(
+                checkpoint.read(self.run.checkpoint),
+                self.dataset.train,
+                self.dataset.val,
+                self.recipe.train.augment,
+            )
             images = self.dataset.val.sample(PARITY_IMAGES)
             with self.listener.bar("convert") as progress:
                 for done, variant in enumerate(missing):
@@ -296,6 +301,11 @@ def run(
         if until == "bench":
             return folder, None
         return folder, pipeline.compare(allow_invalid=allow_invalid)
+
+
+def over_budget(run: Run) -> list[Artifact]:
+    """The run's files that lose more top-1 than their max_drop. Raises ArtifactError for a damaged one."""
+    return [one for one in runs.read_artifacts(run.artifacts) if one.repair and not one.repair.met]
 
 
 def resolve(source: str) -> str:

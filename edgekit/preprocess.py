@@ -50,6 +50,8 @@ PRESETS = {
     ),
     "minus1to1": Preprocess(height=224, width=224, crop_fraction=0.875, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
     "0to1": Preprocess(height=224, width=224, crop_fraction=0.875),
+    # Pixels as they are, for networks that normalize inside, as some of Keras do.
+    "0to255": Preprocess(height=224, width=224, crop_fraction=0.875, std=(1 / 255, 1 / 255, 1 / 255)),
 }
 
 

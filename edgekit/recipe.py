@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,12 +11,19 @@ from edgekit import plugins
 from edgekit.errors import RecipeError, UsageError, nearest
 from edgekit.preprocess import Preprocess
 from edgekit.schema import Between, SchemaError, decode, encode
-from edgekit.trainspec import IMAGENET, Count, NotNegative, TrainSpec
+from edgekit.trainspec import IMAGENET, Count, NotNegative, QatSpec, TrainSpec
 
 Activation = Literal["relu", "relu6", "hswish", "silu"]
 Padding = Literal["symmetric", "same"]
 REPAIRED = ("int8", "int8-mixed")  # the precisions that a max_drop chooses between
+QAT = "int8-qat"  # the precision that trains
 DEFAULT_MAX_DROP = 0.5  # percentage points, of int8-mixed
+# Of the float weights before they become int8, the cheapest first; with a name for people.
+REPAIRS = {
+    "equalize": "equalized channels",
+    "correct_biases": "corrected biases",
+    "adaround": "learned rounding",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +62,8 @@ class CalibrationSpec:
     ``min-max`` covers all that was seen, ``moving-average`` an average of each image's ends, ``percentile`` all
     but the outermost 0.01 %, ``mse`` what leaves the least squared error. ``auto`` tries them and keeps the best.
     ``equalize`` makes the channels of a tensor equally large first, ``correct_biases`` takes mean errors out of
-    the biases afterwards (https://arxiv.org/abs/1906.04721, sections 4.1 and 4.2).
+    the biases afterwards (https://arxiv.org/abs/1906.04721, sections 4.1 and 4.2); ``adaround`` learns which
+    weights to round up or down (https://arxiv.org/abs/2004.10568). A search by ``max_drop`` tries them, too.
     """
 
     images: Annotated[int, Between(1, 100_000)] = 256
@@ -62,19 +71,42 @@ class CalibrationSpec:
     method: Literal["auto", "min-max", "moving-average", "percentile", "mse"] = "auto"
     equalize: bool = False
     correct_biases: bool = False
+    adaround: bool = False
 
     @property
     def repairs(self) -> tuple[str, ...]:
         """What is done to the float weights."""
-        return tuple(name for name in ("equalize", "correct_biases") if getattr(self, name))
+        return tuple(name for name in REPAIRS if getattr(self, name))
+
+    def repaired(self, names: Collection[str]) -> "CalibrationSpec":
+        """With these repairs and no others."""
+        return replace(
+            self,
+            equalize="equalize" in names,
+            correct_biases="correct_biases" in names,
+            adaround="adaround" in names,
+        )
+
+    @property
+    def uncorrected(self) -> "CalibrationSpec":
+        """Without corrected biases, which make a layer wrong to make up for those before it."""
+        return replace(self, correct_biases=False)
+
+    @property
+    def exact(self) -> "CalibrationSpec":
+        """Without what makes the float weights compute something else: tensors compare with the int8 file's."""
+        return replace(self, correct_biases=False, adaround=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
     """One file to make: a target and a precision.
 
-    ``max_drop``: percentage points of top-1 that int8 may lose; where it loses more, layers are kept in float and
-    it becomes ``int8-mixed``. ``keep_float``: the layers that int8-mixed keeps, by name, without a search.
+    ``max_drop``: percentage points of top-1 that int8 may lose; where it loses more, its weights are repaired, and
+    where that does not suffice, layers are kept in float and it becomes ``int8-mixed``. ``keep_float``: the layers
+    that int8-mixed keeps, by name, without a search.
+    ``io``: what the file takes and gives. ``uint8`` is raw pixels, and float logits; ``int8`` is pixels less 128,
+    and int8 logits, with nothing in float between them, for microcontrollers. ``qat``: how int8-qat is trained.
     """
 
     target: str
@@ -82,20 +114,24 @@ class Variant:
     calibration: CalibrationSpec = field(default_factory=CalibrationSpec)
     max_drop: Annotated[float, Between(0.0, 100.0)] | None = None
     keep_float: tuple[str, ...] = ()
+    io: Literal["uint8", "int8"] = "uint8"
+    qat: QatSpec = field(default_factory=QatSpec)
 
     def __post_init__(self) -> None:
+        if self.io == "int8" and self.precision != "int8":
+            raise ValueError(f"io int8 goes with precision int8, not {self.precision}")
+        if self.io == "int8" and self.max_drop is not None:
+            raise ValueError("io int8 leaves no layer in float, as max_drop may: leave out one of them")
         if self.max_drop is not None and self.precision not in REPAIRED:
             raise ValueError(f"max_drop goes with precision {' or '.join(REPAIRED)}, not {self.precision}")
         if self.keep_float and self.precision != "int8-mixed":
             raise ValueError(f"keep_float goes with precision int8-mixed, not {self.precision}")
-        if self.calibration.equalize and self.budget is not None:
-            raise ValueError("calibration.equalize does not go with a search by max_drop: leave out one of them")
         if self.keep_float and self.max_drop is not None:
             raise ValueError("keep_float names the layers that max_drop would search for: leave out one of them")
 
     @property
     def name(self) -> str:
-        return f"{self.target}-{self.precision}"
+        return f"{self.target}-{self.precision}{'' if self.io == 'uint8' else f'-io-{self.io}'}"
 
     @property
     def budget(self) -> float | None:

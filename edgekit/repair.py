@@ -3,9 +3,9 @@
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -14,28 +14,42 @@ from edgekit import files
 from edgekit.artifact import Artifact, Repair
 from edgekit.errors import ArtifactError, UsageError
 from edgekit.preprocess import Pixels
-from edgekit.recipe import REPAIRED, Variant
+from edgekit.profile import costs
+from edgekit.recipe import QAT, REPAIRED, REPAIRS, Variant
 from edgekit.schema import encode
-from edgekit.search import MOST_FLOAT, Classes, Task, Trial, search
+from edgekit.search import MOST_FLOAT, Classes, Names, Step, Task, Trial, search
 from edgekit.sensitivity import IMAGES, Remedy, remedies, sensitivity
 
 if TYPE_CHECKING:
-    from edgekit.export import ExportSource, Logits
+    from edgekit.export import Logits, Source
 
 NO_LABELS = (
     "to measure what int8 loses (max_drop, int8-mixed) edgekit needs labelled images that were not trained on: "
     "give --data DIR, a folder that holds one folder of images a class"
 )
+ENDS = (*REPAIRED, QAT)  # the precisions that a search may end in
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LastResort:
+    """What is tried when neither repairs nor layers in float suffice. *make* gives its artifact, in *out* already.
+
+    It takes long: what it leaves in *out* when it is cut off, it goes on with the next time.
+    """
+
+    name: str
+    make: Callable[[], Artifact]
 
 
 def repair(
-    source: "ExportSource",
+    source: "Source",
     variant: Variant,
     out: Path,
     *,
     make: Callable[[Variant, Path], Artifact],
     predict: Callable[[Artifact, Pixels], "Logits"],
     tell: Callable[[str], None],
+    last: LastResort | None = None,
 ) -> Artifact:
     """The artifact of a variant with a budget. Raises UsageError where no labelled images are.
 
@@ -46,25 +60,43 @@ def repair(
     if source.held_out is None:
         raise UsageError(NO_LABELS)
     held_out = source.once("held-out images", source.held_out)
-    trials: dict[tuple[str, ...], Artifact] = {}
+    made: list[Artifact] = []  # by step
+    weighed: list[Literal["latency", "products"]] = []
 
     def predicted(artifact: Artifact) -> Classes:
         return np.asarray(predict(artifact, held_out.pixels_NHWC).argmax(1), np.int64)
 
-    def trial(layers: tuple[str, ...]) -> Trial:
-        precision = "int8-mixed" if layers else "int8"
-        asked = replace(variant, precision=precision, max_drop=None, keep_float=layers)
-        trials[layers] = made = make(asked, Path(folder, str(len(trials))))
-        return Trial(predicted=predicted(made), size_bytes=made.size_bytes)
+    def measured(artifact: Artifact) -> Trial:
+        made.append(artifact)
+        return Trial(predicted=predicted(artifact), size_bytes=artifact.size_bytes)
 
-    def ranked() -> tuple[Remedy, ...]:
+    def trial(repairs: Names, layers: Names) -> Trial:
+        precision = "int8-mixed" if layers else "int8"
+        calibration = variant.calibration.repaired(repairs)
+        asked = replace(variant, precision=precision, max_drop=None, keep_float=layers, calibration=calibration)
+        return measured(make(asked, Path(folder, str(len(made)))))
+
+    def ranked(repairs: Names) -> tuple[Remedy, ...]:
         assert source.calibrate is not None, "there is an int8 file, but nothing to calibrate it on"
         images = source.calibrate(replace(variant.calibration, images=IMAGES)).pixels_NHWC
-        return remedies(sensitivity(reference.path, trials[()].path, images), MOST_FLOAT)
+        kept = variant.calibration.repaired(repairs)
+        like = replace(variant, precision="fp32", max_drop=None, calibration=kept.exact)
+        float_file = make(like, Path(folder, "like")).path
+        int8 = replace(variant, precision="int8", max_drop=None, calibration=kept.uncorrected)
+        int8_file = make(int8, Path(folder, "like")).path
+        layers = sensitivity(float_file, int8_file, images)
+        found = costs(float_file, int8_file)
+        weighed.append("latency" if found.sound else "products")
+        return remedies(layers, MOST_FLOAT, found.shares if found.sound else None)
+
+    def resort() -> Trial:
+        assert last is not None
+        return measured(last.make())
 
     with tempfile.TemporaryDirectory() as folder:
-        reference = make(replace(variant, precision="fp32", max_drop=None), Path(folder))
-        found = search(
+        plain = replace(variant, precision="fp32", max_drop=None, calibration=variant.calibration.repaired(()))
+        reference = make(plain, Path(folder))
+        found, place = search(
             Task(
                 max_drop=variant.budget,
                 truth=held_out.truth,
@@ -72,21 +104,31 @@ def repair(
                 reference=predicted(reference),
                 make=trial,
                 remedies=ranked,
+                given=variant.calibration.repairs,
+                repairs=[(key, name) for key, name in REPAIRS.items() if key not in variant.calibration.repairs],
+                last=Step(name=last.name, make=resort) if last else None,
                 tell=tell,
             )
         )
-        best = trials[found.float_layers]
-        return _put(replace(best, repair=found, notes=(*best.notes, *_notes(found))), out)
+        found = replace(found, weighed_by=weighed[0] if weighed else "")
+        for one in made:
+            if one.path.parent == out and one is not made[place]:
+                _remove(one.path)
+        return _put(replace(made[place], repair=found, notes=(*made[place].notes, *_notes(found))), out)
 
 
 def _notes(found: Repair) -> tuple[str, ...]:
     """What a user should know beside the figures."""
     notes, point = [], 100 / found.images
+    if found.repairs:
+        notes.append(f"repaired: {', '.join(REPAIRS[name] for name in found.repairs)}")
+    if found.weighed_by == "products":
+        notes.append("layers in float were weighed by their products: the machine was too busy to time them")
     if not found.met:
         notes.append(
             f"the budget is NOT met: {found.drop:.2f} points of top-1 are lost, more than {found.max_drop:g}; the "
             f"best of {len(found.steps)} files with at most {100 * MOST_FLOAT:.0f} % of the products in float. "
-            "Calibrate on more images or by another method, or ship fp16 or w8"
+            "Calibrate on more images, train int8-qat for longer, or ship fp16 or w8"
         )
     if point > found.max_drop:
         notes.append(
@@ -102,18 +144,22 @@ def _put(artifact: Artifact, out: Path) -> Artifact:
         shutil.copyfile(artifact.path, temporary)
         artifact = replace(artifact, path=path)
         files.write_json(description, encode(artifact))
-    for precision in REPAIRED:
+    for precision in ENDS:
         other = out / f"{artifact.target}-{precision}{path.suffix}"
         if other != path and _was_searched(other):
-            files.remove(artifacts.sidecar(other))
-            files.remove(other)
+            _remove(other)
     return artifact
+
+
+def _remove(path: Path) -> None:
+    files.remove(artifacts.sidecar(path))
+    files.remove(path)
 
 
 def path_of(variant: Variant, suffix: str, out: Path) -> Path:
     """Where in *out* the variant's file is or will be: a search may end under either precision's name."""
     if variant.budget is not None:
-        for precision in REPAIRED:
+        for precision in ENDS:
             if _was_searched(path := out / f"{variant.target}-{precision}{suffix}"):
                 return path
     return out / f"{variant.name}{suffix}"

@@ -1,13 +1,16 @@
-"""The search for the layers of an int8 file to keep in float, so that it loses no more accuracy than is allowed.
+"""The search for an int8 file that loses no more accuracy than is allowed, by means that cost more and more.
 
-    all in int8 -> 1, 2, 4, ... remedies -> halve the last step -> give back what was not needed
+    int8 as calibrated -> each repair of the weights in turn -> layers in float -> a last resort, such as training
 
-Every step is a file, made and measured on labelled images with the runtime that ships. It knows neither
-converters nor formats: it is given how to make a file, and what may help.
+A repair that helps is kept for what comes after it. Of the layers, 1, 2, 4, ... go to float; then the last step is
+halved, and what was not needed is given back. Every step is a file, made and measured on labelled images with the
+runtime that ships, and no dearer means is tried once one is within the budget. It knows neither converters nor
+formats: it is given how to make a file, and what may help.
 """
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +23,7 @@ MOST_FLOAT = 0.5  # of the network's products: a file that keeps more of them in
 GIVE_BACK = 8  # files that the last part of the loop makes at most
 
 Classes = npt.NDArray[np.int64]  # (N,), one an image
+Names = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,60 +35,103 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """A step by its name, and how to make its file."""
+
+    name: str
+    make: Callable[[], Trial]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
     """What the search is to reach, and how it makes files.
 
     *reference*: the float file's answers, than which the result's may be worse by *max_drop* percentage points.
-    *make* gives the file that keeps those layers in float; *remedies* is asked only when int8 loses too much.
+    *make* gives the file with these repairs that keeps these layers in float. *given*: repairs that all files
+    have; *repairs*: what else may be done to the weights, with a name for people, the cheapest first. *remedies*
+    is asked for the layers that may go to float, given the repairs that were kept, when those do not suffice.
+    *last*: what is tried when nothing else did.
     """
 
     max_drop: float
     truth: Classes
     images_sha256: str
     reference: Classes
-    make: Callable[[tuple[str, ...]], Trial]
-    remedies: Callable[[], Sequence[Remedy]]
+    make: Callable[[Names, Names], Trial]
+    remedies: Callable[[Names], Sequence[Remedy]]
+    given: Names = ()
+    repairs: Sequence[tuple[str, str]] = ()
+    last: Step | None = None
     tell: Callable[[str], None] = lambda _: None
 
 
-def search(task: Task) -> Repair:
-    """The fewest layers in float that were found to keep the drop within the budget; else the best that was."""
+def search(task: Task) -> tuple[Repair, int]:
+    """The cheapest that was found to keep the drop within the budget, else the best; and which step it is."""
     found = _Search(task)
-    if not found.met("all in int8", []):
-        found.give_back(found.fewest(list(task.remedies())))
+    if not found.repaired() and not found.in_float() and task.last:
+        found.tried(task.last)
     return found.result()
 
 
 class _Search:
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.tried: list[tuple[RepairStep, float]] = []  # and the p-value of its drop
+        self.steps: list[RepairStep] = []
+        self.repairs = task.given
         self.last_met: int | None = None
 
-    def met(self, tried: str, remedies: Sequence[Remedy]) -> bool:
-        """Whether the file with these remedies is within the budget."""
-        layers = tuple(dict.fromkeys(name for one in remedies for name in one.float_layers))
-        self.task.tell(tried)
-        trial = self.task.make(layers)
+    def tried(self, step: Step, repairs: Names = (), layers: Names = ()) -> bool:
+        """Whether the step's file is within the budget."""
+        self.task.tell(step.name)
+        started = time.perf_counter()
+        trial = step.make()
         pair = paired(self.task.truth, self.task.reference, trial.predicted)  # type: ignore[arg-type]
-        step = RepairStep(
-            tried=tried,
-            float_layers=layers,
-            top1=_top1(self.task.truth, trial.predicted),
-            drop=round(-100 * pair.difference, 4) + 0.0,  # no minus zero
-            size_bytes=trial.size_bytes,
+        drop = round(-100 * pair.difference, 4) + 0.0  # no minus zero
+        gain = min((one.drop for one in self.steps), default=drop) - drop
+        met = drop <= self.task.max_drop
+        self.steps.append(
+            RepairStep(
+                tried=step.name,
+                float_layers=layers,
+                repairs=repairs,
+                top1=_top1(self.task.truth, trial.predicted),
+                drop=drop,
+                gain=round(gain, 4) + 0.0,
+                kept=met or gain > 0,
+                p_value=pair.p_value,
+                size_bytes=trial.size_bytes,
+                seconds=round(time.perf_counter() - started, 1),
+            )
         )
-        self.tried.append((step, pair.p_value))
-        if step.drop > self.task.max_drop:
-            return False
-        self.last_met = len(self.tried) - 1
-        return True
+        if met:
+            self.last_met = len(self.steps) - 1
+        return met
+
+    def met(self, name: str, repairs: Names, remedies: Sequence[Remedy] = ()) -> bool:
+        layers = tuple(dict.fromkeys(name for one in remedies for name in one.float_layers))
+        return self.tried(Step(name=name, make=lambda: self.task.make(repairs, layers)), repairs, layers)
+
+    def repaired(self) -> bool:
+        """Whether int8 is within the budget, with repairs of the weights if need be."""
+        if self.met("int8 as calibrated", self.repairs):
+            return True
+        for repair, name in self.task.repairs:
+            if self.met(name, (*self.repairs, repair)):
+                return True
+            if self.steps[-1].kept:
+                self.repairs = self.steps[-1].repairs
+        return False
+
+    def in_float(self) -> bool:
+        """Whether it is with some layers in float."""
+        self.give_back(self.fewest(list(self.task.remedies(self.repairs))))
+        return self.last_met is not None
 
     def fewest(self, ranked: list[Remedy]) -> list[Remedy]:
         """The shortest beginning of the ranking that is within the budget; none where none is."""
 
         def enough(count: int) -> bool:
-            return self.met(f"{count} of {len(ranked)} remedies", ranked[:count])
+            return self.met(f"{count} of {len(ranked)} remedies", self.repairs, ranked[:count])
 
         too_few, count = 0, min(1, len(ranked))
         while too_few < count and not enough(count):
@@ -103,25 +150,30 @@ class _Search:
         for start in range(0, len(dear), max(size, 1)):
             group = dear[start : start + size]
             rest = [one for one in kept if one not in group]
-            if rest and self.met(f"without {', '.join(one.layer.name for one in group)}", rest):
+            name = f"without {', '.join(one.layer.name for one in group)}"
+            if rest and self.met(name, self.repairs, rest):
                 kept = rest
 
-    def result(self) -> Repair:
-        if self.last_met is None:
-            step, p_value = min(self.tried, key=lambda one: (one[0].drop, len(one[0].float_layers)))
-        else:
-            step, p_value = self.tried[self.last_met]
-        return Repair(
+    def result(self) -> tuple[Repair, int]:
+        place = self.last_met
+        if place is None:
+            ends = [(step.drop, len(step.float_layers), number) for number, step in enumerate(self.steps)]
+            place = min(ends)[2]
+        step = self.steps[place] = replace(self.steps[place], kept=True)
+        assert step.p_value is not None
+        found = Repair(
             max_drop=self.task.max_drop,
             met=self.last_met is not None,
             drop=step.drop,
-            p_value=p_value,
+            p_value=step.p_value,
             float_top1=_top1(self.task.truth, self.task.reference),
             images=len(self.task.truth),
             images_sha256=self.task.images_sha256,
             float_layers=step.float_layers,
-            steps=tuple(found for found, _ in self.tried),
+            repairs=step.repairs,
+            steps=tuple(self.steps),
         )
+        return found, place
 
 
 def _top1(truth: Classes, predicted: Classes) -> float:

@@ -9,7 +9,7 @@ All layers are fed at once, by copies of both files whose operators are cut apar
 whatever the number of layers; quantizing one layer at a time would cost a file a layer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ IMAGES = 32  # enough: every image gives thousands of values a layer
 # What these give has the scale of what they take: their rounding is that of who made it.
 _PASSING = ("PAD", "PADV2", "RESHAPE", "TRANSPOSE", "MAX_POOL_2D", "SLICE", "STRIDED_SLICE", "CONCATENATION")
 _BORDER_COST = 0.05  # of the network: to float and back costs something, however few products a layer has
+_LEAST_COST = 0.01  # of the network's time: what is less cannot be told apart
 _SOUND_DB = 90.0  # two float kernels differ by as much
 
 
@@ -60,7 +61,10 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Remedy:
-    """The layers to compute in float so that *layer* adds no error, and their share of the network's products."""
+    """The layers to compute in float so that *layer* adds no error.
+
+    *cost*: the time that they take more then, as a share of the network's; or their share of its products.
+    """
 
     layer: Layer
     float_layers: tuple[str, ...]
@@ -92,12 +96,15 @@ def worst(layers: Sequence[Layer], count: int = 3) -> tuple[Layer, ...]:
     return tuple(one for one in found if one.own_db <= found[0].own_db + 10)
 
 
-def remedies(layers: Sequence[Layer], most: float = 1.0) -> tuple[Remedy, ...]:
+def remedies(
+    layers: Sequence[Layer], most: float = 1.0, costs: Mapping[str, float] | None = None
+) -> tuple[Remedy, ...]:
     """What to compute in float, the most error removed for its cost first; layers that add none are left out.
 
-    A layer whose own error is the rounding of its output takes those who read that along: an integer layer would
-    round it again. All together cost at most the share *most* of the network's products, and each adds a layer to
-    those before.
+    *costs*: the time that each layer takes more in float, as a share of the network's; without them its products
+    stand for it. A layer whose own error is the rounding of its output takes those who read that along: an integer
+    layer would round it again. All together do at most the share *most* of the network's products, and each adds a
+    layer to those before.
     """
     by_name, total = {layer.name: layer for layer in layers}, sum(layer.macs for layer in layers)
     found = []
@@ -105,11 +112,15 @@ def remedies(layers: Sequence[Layer], most: float = 1.0) -> tuple[Remedy, ...]:
         readers = _readers(layer, by_name) if layer.rounding >= 0.5 else ()
         names = [name for name in dict.fromkeys((layer.name, *readers)) if not by_name[name].in_float]
         if layer.own_noise and names:
-            cost = sum(by_name[name].macs for name in names) / max(total, 1)
+            if costs is None:
+                cost = sum(by_name[name].macs for name in names) / max(total, 1)
+            else:
+                cost = sum(costs.get(name, 0.0) for name in names)
             found.append(Remedy(layer=layer, float_layers=tuple(names), cost=cost))
     taken: dict[str, int] = {}
     chosen = []
-    for one in sorted(found, key=lambda one: -one.layer.own_noise / (one.cost + _BORDER_COST)):
+    least = _BORDER_COST if costs is None else _LEAST_COST
+    for one in sorted(found, key=lambda one: -one.layer.own_noise / (max(one.cost, 0.0) + least)):
         joined = taken | {name: by_name[name].macs for name in one.float_layers}
         if len(joined) > len(taken) and sum(joined.values()) <= most * total:
             taken = joined

@@ -1,4 +1,4 @@
-"""What `edgekit convert MODEL` may be given, as an export source: a run, a checkpoint, a model by name."""
+"""What `edgekit convert MODEL` may be given, as an export source: a run, a checkpoint, a model by name or file."""
 
 import math
 from collections.abc import Callable
@@ -10,25 +10,37 @@ from pickle import UnpicklingError
 import torch
 from torch import nn
 
-from edgekit import checkpoint, data, models
+from edgekit import checkpoint, data, keras_model, keras_source, models
 from edgekit.errors import CheckpointError, ConversionError, EdgekitError, UsageError
-from edgekit.export import ExportSource, Labelled, PixelClassifier, calibration_images, from_checkpoint, labelled
+from edgekit.export import (
+    ExportSource,
+    Labelled,
+    PixelClassifier,
+    Source,
+    calibration_images,
+    from_checkpoint,
+    labelled,
+    lessons,
+)
 from edgekit.files import sha256
 from edgekit.models import pretrained
-from edgekit.preprocess import Preprocess, preset
+from edgekit.preprocess import PRESETS, Preprocess, preset
 from edgekit.recipe import ModelSpec
 from edgekit.requires import require
 from edgekit.runs import Run, is_run
 
 IMAGENET_CLASSES = 1000
 IMAGENET = "imagenet"  # the value of --weights that names the published ones
+NO_CONTRACT = (
+    f"does not say how pixels become its input: give --preprocess {', '.join(PRESETS)} or a TOML file, and --size"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
     """*source*, a short *name* for the folder of its files, and *notes* that the user should read."""
 
-    source: ExportSource
+    source: Source
     name: str
     notes: tuple[str, ...] = ()
 
@@ -50,7 +62,9 @@ def find(
     held-out images accuracy is measured. Either stands for both; a run brings its own.
     """
     path = Path(model)
-    if path.is_dir():
+    if keras_model.is_keras(path):
+        found = _from_keras(path, preprocess, labels, weights)
+    elif path.is_dir():
         if preprocess or labels or weights:
             raise UsageError(f"{path} brings its own preprocess, labels and weights: leave out those options")
         found = _from_folder(path, confirm)
@@ -63,14 +77,16 @@ def find(
         part: data.Part | None = "val" if accuracy == ranges else None
         source = replace(source, held_out=partial(_held_out, accuracy, part, source, confirm))
     if ranges:
-        split = data.evaluation(ranges, source.preprocess, "train", confirm=confirm).split
-        source = replace(source, calibrate=partial(calibration_images, split))
+        given = data.evaluation(ranges, source.preprocess, "train", confirm=confirm)
+        source = replace(
+            source,
+            calibrate=partial(calibration_images, given.split),
+            lessons=partial(lessons, given.split, given.classes, source.labels),
+        )
     return replace(found, source=source)
 
 
-def _held_out(
-    origin: str, part: data.Part | None, source: ExportSource, confirm: Callable[[str], bool]
-) -> Labelled:
+def _held_out(origin: str, part: data.Part | None, source: Source, confirm: Callable[[str], bool]) -> Labelled:
     found = data.evaluation(origin, source.preprocess, part, confirm=confirm)
     return labelled(found.split, found.classes, source.labels)
 
@@ -87,6 +103,7 @@ def _from_folder(path: Path, confirm: Callable[[str], bool]) -> Found:
             source,
             calibrate=lambda spec: calibration_images(load().train, spec),
             held_out=lambda: labelled(load().val, load().classes, source.labels),
+            lessons=lambda: lessons(load().train, load().classes, source.labels, run.recipe().train.augment),
         )
         return Found(source=lazy, name=path.resolve().name)
     if not (path / checkpoint.DESCRIPTION).is_file():
@@ -94,6 +111,22 @@ def _from_folder(path: Path, confirm: Callable[[str], bool]) -> Found:
             f"{path} is neither a run nor a checkpoint: it holds no run.json and no {checkpoint.DESCRIPTION}"
         )
     return Found(source=from_checkpoint(checkpoint.read(path), None), name=path.resolve().name)
+
+
+def _from_keras(
+    path: Path, preprocess: Preprocess | None, labels: tuple[str, ...] | None, weights: Path | str | None
+) -> Found:
+    if weights:
+        raise UsageError(f"{path} brings its own weights: leave out --weights")
+    if preprocess is None:
+        raise UsageError(f"{path} {NO_CONTRACT}")
+    source = keras_source.find(path, preprocess, labels)
+    notes = () if labels else (_numbered(len(source.labels)),)
+    return Found(source=source, name=path.resolve().stem, notes=notes)
+
+
+def _numbered(count: int) -> str:
+    return f"no --labels: the {count} classes are called 0 to {count - 1}"
 
 
 def _by_name(
@@ -106,10 +139,7 @@ def _by_name(
     classes, spec = len(labels) if labels else IMAGENET_CLASSES, ModelSpec(name=model)
     models.check(spec)
     if preprocess is None:
-        raise UsageError(
-            f"{model} does not say how pixels become its input: give --preprocess imagenet, minus1to1, 0to1 or a "
-            "TOML file, and --size"
-        )
+        raise UsageError(f"{model} {NO_CONTRACT}")
     if weights and model.endswith(".pt2"):
         raise UsageError(f"{model} brings its own weights: leave out --weights")
     file = pretrained.ensure(spec, confirm) if str(weights) == IMAGENET else Path(weights) if weights else None
@@ -128,7 +158,7 @@ def _by_name(
     if labels and len(labels) != outputs:
         raise UsageError(f"{model} gives {outputs} scores, but there are {len(labels)} labels")
     if not labels:
-        notes.append(f"no --labels: the {outputs} classes are called 0 to {outputs - 1}")
+        notes.append(_numbered(outputs))
     source = ExportSource(
         model=PixelClassifier(module, preprocess).eval(),
         preprocess=preprocess,

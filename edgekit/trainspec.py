@@ -64,6 +64,22 @@ class DistillSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class QatSpec:
+    """Quantization-aware training of a file (``int8-qat``), by Adam, from the float network's answers.
+
+    ``learning_rate`` is of weights in units of their channel's largest: 1e-4 is a hundredth of a step of int8.
+    ``distill``: the float network's share in the loss, at ``temperature``; the labels' is the rest.
+    """
+
+    epochs: Count = 2
+    batch_size: Count = 128
+    learning_rate: Positive = 2e-4
+    distill: Share = 1.0
+    temperature: Positive = 2.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneSpec:
     """Start from trained weights: ``imagenet``, or a run or checkpoint folder of the same architecture.
 

@@ -19,7 +19,7 @@ SIDE = 16
 CONTRACT = Preprocess(height=SIDE, width=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 FACTOR = 1e3
 
-Fault = Literal["none", "range", "weights"]
+Fault = Literal["none", "range", "weights", "scales"]
 
 
 def network(fault: Fault) -> nn.Sequential:
@@ -29,7 +29,8 @@ def network(fault: Fault) -> nn.Sequential:
 
     "range": layer 2 gives one channel 1,000 times as large, and layer 4 takes it 1,000 times as small: a scale for
     the whole tensor leaves nothing of the other channels. "weights": layer 6 has large weights for a channel that
-    is always 0: a scale for each of its kernels leaves nothing of its other weights.
+    is always 0: a scale for each of its kernels leaves nothing of its other weights. "scales": what layers 2 and 4
+    give is 1/100 to 100 times as large, another number for each channel, and layers 4 and 6 make up for it.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -49,7 +50,19 @@ def network(fault: Fault) -> nn.Sequential:
             first.weight[1] *= FACTOR
             first.bias[1] *= FACTOR
             depthwise.weight[1] /= FACTOR
+        if fault == "scales":
+            _scale_(first, depthwise, depthwise=True)
+            _scale_(depthwise, second, depthwise=False)
     return nn.Sequential(*body, dense)
+
+
+def _scale_(before: nn.Conv2d, after: nn.Conv2d, *, depthwise: bool) -> None:
+    """Change the size of each channel between two layers by 1/100 to 100, and nothing else."""
+    factor = 10 ** (4 * torch.rand(before.out_channels, generator=torch.Generator().manual_seed(1)) - 2)
+    assert before.bias is not None
+    before.weight *= factor[:, None, None, None]
+    before.bias *= factor
+    after.weight /= factor.reshape((-1, 1, 1, 1) if depthwise else (1, -1, 1, 1))
 
 
 def _fit_(dense: nn.Linear, body: nn.Module) -> None:

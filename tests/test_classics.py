@@ -91,8 +91,8 @@ def test_a_classic_becomes_tflite_and_is_measured(name: str, tmp_path: Path) -> 
         confirm=lambda question: False,
     )
     if parameters is not None:
-        assert sum(tensor.numel() for tensor in found.source.model.parameters()) == parameters
-    randomise_(found.source.model)
+        assert sum(tensor.numel() for tensor in found.source.torch_model("tflite").parameters()) == parameters
+    randomise_(found.source.torch_model("tflite"))
     images = convert.noise((side, side, 3), 8)
     [made] = convert.convert(found.source, [Variant(target="tflite", precision="fp32")], images, tmp_path, quiet)
     assert made.parity is not None

@@ -534,7 +534,7 @@ def test_each_converter_gives_the_protocols_names() -> None:
         assert wanted <= set(dir(module))
         assert module.target == target
         assert module.suffix.startswith(".")
-        assert all(text and name == name.lower() for name, text in module.precisions.items())
+        assert all(all(told) and name == name.lower() for name, told in module.precisions.items())
         convert.check([Variant(target=target, precision=name) for name in module.precisions])
 
 
@@ -569,6 +569,76 @@ def test_noise_is_seeded_and_smooth() -> None:
     assert np.array_equal(made, convert.noise((8, 12, 3), 5))
     assert not np.array_equal(made, convert.noise((8, 12, 3), 5, seed=1))
     assert np.array_equal(made[:, ::2, ::3], made[:, 1::2, 2::3])  # 4 x 4 blobs
+
+
+# --- int8 in and out, for microcontrollers ----------------------------------------------------------
+
+MICRO = Variant(target="tflite", precision="int8", io="int8", calibration=CalibrationSpec(images=100, seed=7))
+
+
+@pytest.fixture(scope="module")
+def micro(world: World, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    [made] = convert.convert(world.source, [MICRO], world.images, tmp_path_factory.mktemp("micro"), quiet_progress)
+    return made
+
+
+def test_the_int8_file_holds_integers_only(micro: Artifact) -> None:
+    assert (micro.name, micro.precision) == ("tflite-int8-io-int8", "int8")
+    model = flatbuffer.unpack(micro.path.read_bytes())
+    kinds = flatbuffer.schema().TensorType
+    assert {tensor.type for tensor in model.subgraphs[0].tensors} == {kinds.INT8, kinds.INT32}
+    assert flatbuffer.in_float(model) == ()
+    assert not {"QUANTIZE", "DEQUANTIZE"} & dict(flatbuffer.operators(model)).keys()
+
+
+def test_its_ends_say_how_they_are_quantized(micro: Artifact) -> None:
+    assert (micro.input.dtype, micro.input.scale, micro.input.zero_point) == ("int8", 1.0, -128)
+    assert (micro.output.dtype, micro.output.shape) == ("int8", (1, 6))
+    assert micro.output.scale is not None
+    assert 0.02 < micro.output.scale < 1
+
+
+def test_it_answers_as_the_default_int8_file_does(micro: Artifact, world: World) -> None:
+    pictures, classes = labelled(120, PREPROCESS, seed=11)
+    default, own = (predict(one, pictures) for one in (world.made["tflite-int8"], micro))
+    assert (default.argmax(1) == own.argmax(1)).mean() >= 0.95
+    accuracy = [float((scores.argmax(1) == classes).mean()) for scores in (default, own)]
+    assert abs(accuracy[0] - accuracy[1]) <= 0.025
+    assert parity(world.source.logits(pictures), own).sqnr_db > 13
+    assert own.dtype == np.float32
+
+
+def test_it_is_fed_pixels_less_128(micro: Artifact, world: World) -> None:
+    fed = inputs.convert(world.images, micro)
+    assert fed.dtype == np.int8
+    assert np.array_equal(fed.astype(int), world.images.astype(int) - 128)
+
+
+def test_it_is_known_without_its_sidecar(micro: Artifact, tmp_path: Path) -> None:
+    shutil.copy(micro.path, tmp_path / "micro.tflite")
+    found = convert.foreign(tmp_path / "micro.tflite", contract, LABELS)
+    assert (found.input_is, found.input, found.output) == ("pixels", micro.input, micro.output)
+
+
+def test_both_int8_files_share_one_calibration(world: World, tmp_path: Path) -> None:
+    source = replace(world.source, _memo={})
+    variants = [replace(MICRO, io="uint8"), MICRO]
+    first, second = convert.convert(source, variants, world.images, tmp_path, quiet_progress)
+    assert first.calibration == second.calibration
+
+
+def test_an_operator_without_int8_is_named(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LeakyReLU(0.3), nn.Flatten(), nn.Linear(288, len(LABELS)))
+    source = replace(small(), model=PixelClassifier(network, SMALL).eval(), _memo={})
+    with pytest.raises(ConversionError, match=r"io int8 needs integers throughout.* has no int8 for LEAKY_RELU"):
+        convert.convert(source, [MICRO], patches(8, SMALL, seed=4), tmp_path, quiet_progress)
+
+
+def test_what_int8_ends_do_not_go_with() -> None:
+    with pytest.raises(ValueError, match="io int8 goes with precision int8, not fp16"):
+        Variant(target="tflite", precision="fp16", io="int8")
+    with pytest.raises(ValueError, match="io int8 leaves no layer in float, as max_drop may"):
+        Variant(target="tflite", precision="int8", io="int8", max_drop=0.5)
 
 
 # --- files of other tools -------------------------------------------------------------------------
@@ -608,8 +678,7 @@ def test_a_model_of_floats_wants_normalized_values(tmp_path: Path) -> None:
     (tmp_path / "bare.tflite").write_bytes(bare.content)
     found = convert.foreign(tmp_path / "bare.tflite", lambda height, width: SMALL, LABELS)
     assert (found.input_is, found.input.dtype, found.input.shape) == ("normalized", "float32", (1, 8, 8, 3))
-    fed = inputs.convert(images, found)
-    assert np.allclose(predict(found, fed), source.logits(images), atol=1e-4)
+    assert np.allclose(predict(found, images), source.logits(images), atol=1e-4)
 
 
 def test_a_model_for_any_size_is_refused(tmp_path: Path) -> None:

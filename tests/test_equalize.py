@@ -127,7 +127,7 @@ def test_uneven_channels_ruin_int8_and_equalizing_heals_it(relu: Case) -> None:
 def test_channels_of_a_depthwise_layer_become_equally_large(relu: Case) -> None:
     found, factors = equalize(relu.uneven, pictures())
     _, again = equalize(found, pictures())
-    assert factors["stem"].max() / factors["stem"].min() == pytest.approx(64, rel=1e-3)  # the most that is made up
+    assert factors["stem"].max() / factors["stem"].min() > 128  # the unevenness, and what there was before
     assert np.median(again["stem"]) == pytest.approx(1, abs=1e-3)
     assert again["stem"].min() > 0.2
 
@@ -167,7 +167,12 @@ def test_a_variant_asks_for_them(tmp_path: Path) -> None:
         calibrate=partial(calibration_images, split()),
     )
     found: list[float] = []
-    for repairs in ({}, {"equalize": True}, {"equalize": True, "correct_biases": True}):
+    for repairs in (
+        {},
+        {"equalize": True},
+        {"equalize": True, "correct_biases": True},
+        {"equalize": True, "correct_biases": True, "adaround": True},
+    ):
         spec = CalibrationSpec(images=64, method="min-max", **repairs)
         variant = Variant(target="tflite", precision="int8", calibration=spec)
         [made] = convert.convert(source, [variant], pictures(seed=1), tmp_path / str(len(found)), lambda *_: None)
@@ -177,8 +182,7 @@ def test_a_variant_asks_for_them(tmp_path: Path) -> None:
         found.append(made.parity.sqnr_db)
     assert found[1] > found[0] + 10
     assert found[2] > found[1] - 1
-    with pytest.raises(ValueError, match=r"calibration.equalize does not go with a search by max_drop"):
-        Variant(target="tflite", precision="int8", max_drop=1.0, calibration=CalibrationSpec(equalize=True))
+    assert found[3] > found[2] - 1
 
 
 def split() -> Split:

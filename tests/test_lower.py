@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit import convert, flatbuffer, models, plugins, xnnpack
+from edgekit import convert, export, flatbuffer, models, plugins, xnnpack
 from edgekit.artifact import Calibration
 from edgekit.errors import ConversionError, MissingDependency
 from edgekit.export import CalibrationImages, ExportSource, PixelClassifier
@@ -624,8 +624,8 @@ PRECISIONS = {
 def test_precisions_of_one_lowering(lowered: Lowered, tmp_path: Path) -> None:
     made, content = lowered("mobilenet_v3_small")
     tflite = plugins.load("converters", "tflite")
-    made.once("tflite float", lambda: tflite.Lowered(content=content))
-    assert set(PRECISIONS) | {"fp32", "int8-mixed"} == set(tflite.precisions)
+    made.once("tflite float", lambda: export.Lowered(content=content))
+    assert set(PRECISIONS) | {"fp32", "int8-mixed", "int8-qat"} == set(tflite.precisions)
     variants = [Variant(target="tflite", precision=precision) for precision in PRECISIONS]
     pictures = convert.noise((SIDE, SIDE, 3), 4)
     for file in convert.convert(made, variants, pictures, tmp_path, lambda text, share: None):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from edgekit.artifact import Repair, RepairStep
 from edgekit.report import compare, page, write_page
 from edgekit.report.charts import QUANTILES
 from tests.report_samples import DEVICE, quickstart, result
@@ -235,3 +236,79 @@ def test_a_browser_runs_no_script_from_a_name(tmp_path: Path) -> None:
     assert (seen["errors"], console) == ([], "")
     assert seen["dots"] == 2
     assert seen["overflow"] <= 0
+
+
+# --- what was tried -------------------------------------------------------------------------------
+
+
+def repaired(*, met: bool = True, tried: str = "equalized channels") -> Repair:
+    steps = (
+        RepairStep(
+            tried="int8 as calibrated", float_layers=(), top1=0.5, drop=40.0, size_bytes=1000, p_value=1e-9
+        ),
+        RepairStep(
+            tried=tried,
+            float_layers=("model.2",),
+            repairs=("equalize",),
+            top1=0.9,
+            drop=0.25,
+            gain=39.75,
+            kept=True,
+            p_value=0.5,
+            size_bytes=1200,
+            seconds=3.21,
+        ),
+    )
+    return Repair(
+        max_drop=0.5,
+        met=met,
+        drop=0.25,
+        p_value=0.5,
+        float_top1=0.9025,
+        images=400,
+        images_sha256="0" * 64,
+        float_layers=("model.2",),
+        repairs=("equalize",),
+        weighed_by="latency",
+        steps=steps,
+    )
+
+
+def with_repair(repair: Repair) -> str:
+    results, made = quickstart()
+    results = [replace(one, artifact=replace(one.artifact, repair=repair)) for one in results[:1]] + results[1:]
+    return page(compare(results, made), title="Digits", provenance={})
+
+
+def test_each_repaired_file_has_a_section_with_what_was_tried() -> None:
+    source = with_repair(repaired())
+    assert source.count('<section class="repair"') == 1
+    text = " ".join(Elements(source).text.split())
+    assert "keeps its accuracy" in text
+    assert (
+        "90.00 % top-1 with 1 layer in float, 0.25 points below float (p = 0.5): within the budget of 0.5" in text
+    )
+    row = re.search(r'<tr><th scope="row">equalized channels</th>(.*?)</tr>', source)
+    assert row
+    assert re.findall("<td>(.*?)</td>", row[1]) == [
+        "1",
+        "90.00 %",
+        "0.25",
+        "+39.75",
+        "p = 0.5",
+        "1.2 kB",
+        "3.2",
+        "yes",
+    ]
+    assert (
+        'chosen for the error that they add and the latency that they cost: <b class="name">model.2</b>' in source
+    )
+    assert '<section class="repair"' not in built()
+
+
+def test_a_budget_that_is_not_met_is_said_and_names_are_escaped() -> None:
+    source = with_repair(repaired(met=False, tried=EVIL))
+    assert "NOT within the budget" in source
+    assert "What was tried to keep the accuracy of" in source
+    assert "<img" not in own_part(source)
+    assert html.escape(EVIL) in source

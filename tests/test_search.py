@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgekit.artifact import Repair
-from edgekit.search import Task, Trial, search
+from edgekit.search import Step, Task, Trial, search
 from edgekit.sensitivity import Layer, Remedy
 
 COUNT = 1000
@@ -18,30 +18,58 @@ def remedy(*names: str, cost: float = 0.01) -> Remedy:
     return Remedy(layer=layer, float_layers=names, cost=cost)
 
 
-def searched(max_drop: float, wrong: Wrong, remedies: Sequence[Remedy] | None = None) -> Repair:
-    """What is found where the float file is right on 900 images of 1,000 and an int8 one on *wrong* fewer."""
+def searched(
+    max_drop: float,
+    wrong: Wrong,
+    remedies: Sequence[Remedy] | None = None,
+    repairs: Sequence[str] = (),
+    last: int | None = None,
+) -> Repair:
+    """What is found where the float file is right on 900 images of 1,000 and an int8 one on *wrong* fewer.
+
+    *wrong* is asked with the names of layers and of repairs together; *last*: how many fewer the last resort has.
+    """
     truth = np.zeros(COUNT, np.int64)
     told: list[str] = []
+    asked: list[tuple[str, ...]] = []
 
     def answers(mistakes: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
         return (np.arange(COUNT) < mistakes).astype(np.int64)
 
-    def ranked() -> Sequence[Remedy]:
+    def ranked(kept: tuple[str, ...]) -> Sequence[Remedy]:
         assert remedies is not None, "nobody is to be blamed for a file within the budget"
+        asked.append(kept)
         return remedies
 
-    found = search(
+    def make(kept: tuple[str, ...], layers: tuple[str, ...]) -> Trial:
+        return Trial(predicted=answers(100 + wrong((*kept, *layers))), size_bytes=1000 + 10 * len(layers))
+
+    def train() -> Trial:
+        assert last is not None
+        return Trial(predicted=answers(100 + last), size_bytes=1000)
+
+    found, place = search(
         Task(
             max_drop=max_drop,
             truth=truth,
             images_sha256="0" * 64,
             reference=answers(100),
-            make=lambda layers: Trial(predicted=answers(100 + wrong(layers)), size_bytes=1000 + 10 * len(layers)),
+            make=make,
             remedies=ranked,
+            repairs=[(name, f"{name}d") for name in repairs],
+            last=None if last is None else Step(name="trained", make=train),
             tell=told.append,
         )
     )
     assert told == [step.tried for step in found.steps]
+    chosen = found.steps[place]
+    assert (chosen.drop, chosen.float_layers, chosen.repairs, chosen.kept) == (
+        found.drop,
+        found.float_layers,
+        found.repairs,
+        True,
+    )
+    assert all(kept == found.repairs for kept in asked) or last is not None
     return found
 
 
@@ -52,7 +80,7 @@ def layers(count: int) -> list[Remedy]:
 def test_int8_within_the_budget_is_one_file() -> None:
     found = searched(0.5, lambda _: 5)
     assert (found.met, found.drop, found.float_layers, found.float_top1) == (True, 0.5, (), 0.9)
-    assert [step.tried for step in found.steps] == ["all in int8"]
+    assert [step.tried for step in found.steps] == ["int8 as calibrated"]
     assert (found.images, found.steps[0].size_bytes) == (1000, 1000)
     assert found.steps[0].top1 == pytest.approx(0.895)
 
@@ -85,7 +113,7 @@ def test_what_was_not_needed_is_given_back_the_dearest_first() -> None:
     found = searched(0.5, lambda kept: 0 if {"a", "d"} <= set(kept) else 300, ranked)
     assert found.float_layers == ("a", "d")
     assert [step.tried for step in found.steps] == [
-        "all in int8",
+        "int8 as calibrated",
         "1 of 4 remedies",
         "2 of 4 remedies",
         "4 of 4 remedies",
@@ -123,3 +151,50 @@ def test_a_budget_that_cannot_be_met_gives_the_best_with_the_fewest_layers() -> 
 def test_where_nothing_may_help_int8_alone_is_the_best() -> None:
     found = searched(0.5, lambda _: 40, [])
     assert (found.met, found.drop, found.float_layers, len(found.steps)) == (False, 4.0, (), 1)
+
+
+# --- repairs of the weights, and the last resort --------------------------------------------------
+
+
+def lost(amount: int, **gains: int) -> Wrong:
+    """Wrong answers that each repair makes fewer, or with a negative gain more, whatever the others do."""
+    return lambda kept: amount - sum(gain for name, gain in gains.items() if name in kept)
+
+
+def test_a_repair_that_helps_is_kept_and_one_that_does_not_is_not() -> None:
+    found = searched(0.5, lost(40, scale=10, shift=-5, round=26), repairs=("scale", "shift", "round"))
+    assert found.met
+    assert found.repairs == ("scale", "round")
+    assert [(step.tried, step.repairs, step.drop, step.gain, step.kept) for step in found.steps] == [
+        ("int8 as calibrated", (), 4.0, 0.0, False),
+        ("scaled", ("scale",), 3.0, 1.0, True),
+        ("shiftd", ("scale", "shift"), 3.5, -0.5, False),
+        ("roundd", ("scale", "round"), 0.4, 2.6, True),
+    ]
+
+
+def test_repairs_end_within_the_budget() -> None:
+    found = searched(0.5, lost(40, scale=36, shift=4), repairs=("scale", "shift"))
+    assert (found.met, found.drop, found.repairs, len(found.steps)) == (True, 0.4, ("scale",), 2)
+    assert all(step.seconds is not None and step.seconds < 1 for step in found.steps)
+    assert found.p_value == found.steps[-1].p_value == 0.125  # of four images, all one way
+
+
+def test_a_repair_that_changes_nothing_is_not_kept() -> None:
+    found = searched(0.5, lost(40, scale=0, round=20), repairs=("scale", "round"), remedies=[])
+    assert (found.met, found.drop, found.repairs) == (False, 2.0, ("round",))
+
+
+def test_layers_go_to_float_on_top_of_the_repairs_that_were_kept() -> None:
+    found = searched(0.5, lost(40, scale=10, shift=-1, r0=28), layers(3), repairs=("scale", "shift"))
+    assert (found.met, found.repairs, found.float_layers) == (True, ("scale",), ("r0",))
+    assert [step.gain for step in found.steps] == [0.0, 1.0, -0.1, 2.8]
+
+
+@pytest.mark.parametrize(("last", "met", "drop"), [(2, True, 0.2), (12, False, 1.2), (35, False, 3.0)])
+def test_the_last_resort_is_tried_when_nothing_else_suffices(last: int, met: bool, drop: float) -> None:
+    found = searched(0.5, lost(40, scale=10), layers(1), repairs=("scale",), last=last)
+    assert [step.tried for step in found.steps] == ["int8 as calibrated", "scaled", "1 of 1 remedies", "trained"]
+    assert (found.met, found.drop) == (met, drop)
+    assert found.repairs == (("scale",) if last == 35 else ())
+    assert searched(0.5, lost(40, scale=36), repairs=("scale",), last=2).steps[-1].tried == "scaled"

@@ -66,7 +66,7 @@ def test_a_built_in_model_by_name() -> None:
     assert found.source.labels == tuple(map(str, range(1000)))
     assert found.source.logits(np.zeros((2, 32, 32, 3), np.uint8)).shape == (2, 1000)
     assert found.source.calibrate is None
-    assert not found.source.model.training
+    assert not found.source.torch_model("tflite").training
     assert found.notes[0].startswith(
         "mobilenet_v2 has random weights: its latency counts, its accuracy does not (--weights FILE"
     )

@@ -416,7 +416,7 @@ def test_convert_takes_weights_imagenet(cache: Path, monkeypatch: pytest.MonkeyP
     assert found.notes[1] == "mobilenet_v3_small was published for 224 pixels and is made for 64 here"
     [file] = cache.iterdir()
     assert found.source.parent == files.sha256(file)
-    assert_equal(found.source.model.model, theirs, side=64)
+    assert_equal(found.source.torch_model("tflite").model, theirs, side=64)
 
 
 def test_what_has_no_weights_says_so() -> None:

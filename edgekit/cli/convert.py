@@ -7,6 +7,7 @@ from edgekit.cli.terminal import (
     Terminal,
     add_json,
     add_preprocess,
+    count,
     pixels,
     read_labels,
     read_preprocess,
@@ -15,7 +16,8 @@ from edgekit.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from edgekit.artifact import Artifact, Repair
+    from edgekit.artifact import Artifact
+    from edgekit.convert import Converter
     from edgekit.recipe import Variant
 
 EXAMPLES = """examples:
@@ -25,12 +27,16 @@ EXAMPLES = """examples:
   edgekit convert model.py:build --target tflite --quantize fp32,int8 --calibrate photos \\
       --preprocess imagenet --size 224 --labels labels.txt --weights model.pt
   edgekit convert torchvision:mobilenet_v3_small --target onnx --preprocess imagenet
+  edgekit convert model.keras --target tflite --quantize int8 --calibrate photos --preprocess minus1to1
+  edgekit convert runs/photos --target tflite --quantize int8 --io int8
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", help="a run, a checkpoint, a model's name, torchvision:NAME, timm:NAME or FILE.py:FACTORY"
+        "model",
+        help="a run, a checkpoint, a model's name, torchvision:NAME, timm:NAME, FILE.py:FACTORY, FILE.pt2; of "
+        "Keras a .keras or .h5 file or a SavedModel folder",
     )
     parser.add_argument("--target", required=True, metavar="T", help="tflite, coreml or onnx")
     parser.add_argument("--quantize", metavar="P[,P...]", help="precisions, or all (edgekit list precisions)")
@@ -39,18 +45,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-drop",
         type=points,
         metavar="POINTS",
-        help="of top-1 that int8 may lose: else the layers that cost most accuracy stay in float",
+        help="of top-1 that int8 may lose: else its weights are repaired, and layers stay in float",
     )
     parser.add_argument("--data", metavar="DIR|NAME", help="labelled images on which --max-drop is measured")
+    parser.add_argument(
+        "--io",
+        choices=("uint8", "int8"),
+        default="uint8",
+        help="uint8 (default): raw pixels in, float logits out; int8, for microcontrollers: pixels less 128 in, "
+        "int8 logits out, no float between them",
+    )
+    parser.add_argument("--qat-epochs", type=count, metavar="N", help="of training for int8-qat; default 2")
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="a .safetensors or .pt file of tensors, or imagenet"
     )
     parser.add_argument(
-        "--size", type=pixels, default=224, metavar="PIXELS", help="input of a model by name; default 224"
+        "--size",
+        type=sides,
+        default=(224, 224),
+        metavar="PIXELS|WxH",
+        help="input of a model by name or of Keras; default 224",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where files go; default artifacts/MODEL")
     add_preprocess(parser)
     add_json(parser)
+
+
+def sides(text: str) -> tuple[int, int]:
+    """Height and width, of ``224`` or ``128x96`` (width first), for argparse."""
+    if text.count("x") != 1:
+        return (pixels(text), pixels(text))
+    width, _, height = text.partition("x")
+    return (_side(height, text), _side(width, text))
+
+
+def _side(part: str, text: str) -> int:
+    try:
+        return pixels(part)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"expected width and height, such as 128x96, got {text!r}") from error
 
 
 def points(text: str) -> float:
@@ -67,14 +100,19 @@ def points(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     from edgekit import convert
     from edgekit.errors import UsageError
     from edgekit.schema import encode
+    from edgekit.trainspec import QatSpec
 
     target, terminal = convert.converter(args.target), Terminal()
     asked = args.quantize or ("fp16" if args.target == "coreml" else "fp32")
-    precisions = list(target.precisions) if asked == "all" else asked.split(",")
-    variants = _variants(args.target, precisions, args.max_drop)
+    precisions = _all(target, terminal) if asked == "all" else asked.split(",")
+    variants = _variants(args.target, precisions, args.max_drop, args.io)
+    if args.qat_epochs:
+        variants = [replace(one, qat=QatSpec(epochs=args.qat_epochs)) for one in variants]
     convert.check(variants)
 
     from edgekit import data, source
@@ -87,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
             data.check(images_of, split=False)
     found = source.find(
         args.model,
-        preprocess=read_preprocess(args.preprocess, args.size, args.size) if args.preprocess else None,
+        preprocess=read_preprocess(args.preprocess, *args.size) if args.preprocess else None,
         labels=read_labels(args.labels) if args.labels else None,
         weights=args.weights,
         calibrate=args.calibrate,
@@ -123,12 +161,27 @@ def run(args: argparse.Namespace) -> int:
     return 1 if any(one.repair and not one.repair.met for one in made) else 0
 
 
-def _variants(target: str, precisions: list[str], max_drop: float | None) -> "list[Variant]":
+def _all(target: "Converter", terminal: Terminal) -> list[str]:
+    """Every precision but the one that may take hours."""
+    from edgekit.recipe import QAT
+
+    if QAT in target.precisions:
+        terminal.say(f"convert: {QAT} is left out of all, because it trains: ask for it by name")
+    return [name for name in target.precisions if name != QAT]
+
+
+def _variants(target: str, precisions: list[str], max_drop: float | None, io: str) -> "list[Variant]":
     """What to make; --max-drop belongs to int8, and makes int8-mixed of it where that is needed."""
     from edgekit.errors import UsageError
     from edgekit.recipe import REPAIRED, Variant
 
     names = list(dict.fromkeys(precisions))
+    if io == "int8":
+        if names != ["int8"]:
+            raise UsageError(f"--io int8 is for int8 alone: give --quantize int8, not {','.join(names)}")
+        if max_drop is not None:
+            raise UsageError("--io int8 leaves no layer in float, as --max-drop may: leave out one of them")
+        return [Variant(target=target, precision="int8", io="int8")]
     if max_drop is not None:
         if not set(names) & set(REPAIRED):
             raise UsageError(f"--max-drop is for int8: give --quantize int8, not {','.join(names)}")
@@ -140,6 +193,7 @@ def _variants(target: str, precisions: list[str], max_drop: float | None) -> "li
 
 def _print(made: "list[Artifact]") -> None:
     from edgekit import units
+    from edgekit.report import repairs
 
     rows = []
     for one in made:
@@ -150,27 +204,5 @@ def _print(made: "list[Artifact]") -> None:
     print(table(("file", "size", "SQNR", "same top-1", "parity"), rows))
     for one in made:
         if one.repair:
-            print(f"\n{one.name}: {_conclusion(one.repair)}")
-            print(_steps(one.repair))
-
-
-def _conclusion(found: "Repair") -> str:
-    verdict = "within" if found.met else "NOT within"
-    count = len(found.float_layers)
-    kept = f" with {count} {'layer' if count == 1 else 'layers'} in float" if count else ""
-    return (
-        f"{100 * (found.float_top1 - found.drop / 100):.2f} % top-1{kept}, {found.drop:.2f} points below float: "
-        f"{verdict} the budget of {found.max_drop:g} ({found.images} held-out images)"
-    )
-
-
-def _steps(found: "Repair") -> str:
-    from edgekit import units
-
-    rows = [("float", "", f"{100 * found.float_top1:.2f} %", "", "")]
-    for step in found.steps:
-        count = str(len(step.float_layers))
-        rows.append(
-            (step.tried, count, f"{100 * step.top1:.2f} %", f"{step.drop:.2f}", units.size(step.size_bytes))
-        )
-    return table(("tried", "float layers", "top-1", "drop", "size"), rows)
+            print(f"\n{one.name}: {repairs.conclusion(one.repair)}")
+            print(table(repairs.HEADS, repairs.rows(one.repair)))

@@ -14,6 +14,7 @@ FEATURES = (
     ("models of timm", "timm", ("timm",)),
     ("convert to tflite", "tflite", ("torch", "flatbuffers", "ai-edge-quantizer", "ai-edge-litert")),
     ("tflite, rare operators", "tflite-full", ("litert-torch",)),
+    ("convert Keras models", "keras", ("tensorflow", "keras")),
     ("convert to coreml", "coreml", ("torch", "coremltools")),
     ("convert to onnx", "onnx", ("torch", "onnx", "onnxscript")),
     ("run onnx files", "onnx", ("onnxruntime",)),

@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
         if parity := described.parity:
             agree = f"{100 * parity.top1_agreement:.1f} % of {parity.images} images"
             rows.append(("parity", f"SQNR {parity.sqnr_db:.1f} dB, the same top-1 on {agree}"))
-            if fault := parity.broken(described.precision):
-                rows.append(("broken", fault))
+            if broken := parity.broken(described.precision):
+                rows.append(("broken", broken))
         if described.calibration:
             c = described.calibration
             rows.append(

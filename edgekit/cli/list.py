@@ -67,11 +67,11 @@ def _precisions(args: argparse.Namespace) -> Rows:
     if args.target and args.target not in targets:
         raise unknown("target", args.target, targets)
     rows = [
-        (target, precision, text)
+        (target, name, found.size, found.does, found.lacks)
         for target in ([args.target] if args.target else targets)
-        for precision, text in converter(target).precisions.items()
+        for name, found in converter(target).precisions.items()
     ]
-    return ("target", "precision", "what it does"), rows
+    return ("target", "precision", "size", "what it does", "what it does not cover"), rows
 
 
 def _devices(args: argparse.Namespace) -> Rows:

@@ -29,9 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from edgekit import pipeline
 
+    terminal = Terminal()
     folder, comparison = pipeline.run(
         args.recipe,
-        listener=Terminal(),
+        listener=terminal,
         data=args.data,
         devices=args.device,
         out=args.out,
@@ -39,12 +40,20 @@ def run(args: argparse.Namespace) -> int:
         force=args.force,
         allow_invalid=args.allow_invalid,
     )
+    over = pipeline.over_budget(folder) if args.until != "train" else []
+    for artifact in over:
+        assert artifact.repair is not None
+        terminal.say(
+            f"run: {artifact.name} loses {artifact.repair.drop:.2f} points of top-1, more than its max_drop of "
+            f"{artifact.repair.max_drop:g}"
+        )
+    status = 1 if over else 0
     if comparison is None:
         if args.json != STDOUT:
             print(f"{folder.folder}: done up to {args.until}")
         write_json(args.json, {"run": str(folder.folder), "until": args.until})
-        return 0
+        return status
     show(comparison, args.json)
     if args.json != STDOUT:
         print(f"report: {folder.report}")
-    return 0
+    return status

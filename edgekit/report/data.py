@@ -70,6 +70,7 @@ def _row(row: Row) -> dict[str, Any]:
         "incomparable": row.incomparable,
         "accuracy_words": row.accuracy_words,
         "parity": encode(artifact.parity) if artifact.parity else None,
+        "repair": encode(artifact.repair) if artifact.repair else None,
         "broken": row.broken,
     }
 

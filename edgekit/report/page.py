@@ -13,6 +13,7 @@ from edgekit.artifact import Artifact
 from edgekit.report.cells import prose, table
 from edgekit.report.charts import chart_data
 from edgekit.report.compare import Comparison, Group
+from edgekit.report.repairs import sections
 from edgekit.report.words import count, sentence
 
 LIBRARIES = (("d3", "d3.min.js"), ("plot", "plot.umd.min.js"))  # Plot finds d3 as a global: order matters
@@ -33,6 +34,7 @@ def page(comparison: Comparison, *, title: str, provenance: Mapping[str, str]) -
         verdict=prose(comparison.verdict, names),
         verdict_kind="chosen" if any(group.choice.pick for group in comparison.groups) else "open",
         groups="\n".join(_group(group, i, len(comparison.groups)) for i, group in enumerate(comparison.groups)),
+        repairs=sections([row.artifact for group in comparison.groups for row in group.rows]),
         provenance=_provenance(comparison, provenance),
         version=escape(__version__),
         data=_script_json(chart_data(comparison)),

@@ -1,0 +1,33 @@
+"""Quantization-aware training of a TFLite file's network (precision ``int8-qat``)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.calibrate import Range
+from edgekit.export import Lessons
+from edgekit.qat.learn import learn
+from edgekit.qat.network import Network
+from edgekit.trainspec import QatSpec
+
+__all__ = ["Network", "Trained", "learn", "train"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """The float file after training, the ranges to quantize it with, and notes for the user."""
+
+    content: bytes
+    ranges: dict[str, Range]
+    notes: tuple[str, ...]
+
+
+def train(float_file: bytes, int8_file: bytes, lessons: Lessons, spec: QatSpec, state: Path) -> Trained:
+    """Train the network of the two flatbuffers, see `Network` and `learn`, which raise."""
+    network = Network(float_file, int8_file)
+    notes = learn(network, lessons, spec, state)
+    epochs = "1 epoch" if spec.epochs == 1 else f"{spec.epochs} epochs"
+    told = (
+        f"trained with its rounding in place for {epochs} of {len(lessons.split)} images "
+        f"(list {lessons.split.images_sha256[:12]}), learning rate {spec.learning_rate:g}"
+    )
+    return Trained(content=network.trained_file(), ranges=network.ranges(), notes=(*notes, told))

@@ -1,0 +1,247 @@
+"""The network of an int8 TFLite file in torch, computing what the file computes, with weights that can learn.
+
+It is built from two flatbuffers: the float file, whose weights it takes, and the int8 file, which tells which
+tensors are integers. So both have the same tensors under the same names, batch norm is folded with its statistics
+as they were, and what was trained goes back into the float file, from which the ordinary quantizer makes int8.
+
+Each integer tensor is rounded in training as the file rounds it (https://arxiv.org/abs/1712.05877, section 3):
+weights symmetrically per channel, activations asymmetrically per tensor, biases in steps of input times weights.
+Gradients pass through the rounding; the ranges of activations learn by those of
+https://arxiv.org/abs/1902.08153 (section 2), with a zero point that learns as well where the range is not
+anchored at zero (https://arxiv.org/abs/2004.09576).
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgekit import flatbuffer
+from edgekit.calibrate import Range
+from edgekit.dissect import BORDERS, File
+from edgekit.qat.kernels import PASSING, Kernel, fused, kernel
+
+LOWEST, HIGHEST = -128, 127  # of activations; weights have no -128
+FIXED = ("LOGISTIC", "TANH", "SOFTMAX", "LOG_SOFTMAX")  # TFLite prescribes the scale of what they give
+LINEAR = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+SMALL = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """An operator. *inputs* and *output* are places of tensors; *round* says where its output's range stands."""
+
+    kind: str
+    inputs: tuple[int, ...]
+    output: int
+    options: Any
+    round: int | None
+    last_use: tuple[int, ...] = ()  # tensors that nobody reads after it
+
+
+class Network(nn.Module):
+    """Logits (N, K) of pixels (N, H, W, C), floats 0 to 255. *float_file* and *int8_file* are flatbuffers.
+
+    Weights learn in units of their channel's largest: folding has made channels of very different sizes, and all
+    shall move at one rate. Raises ConversionError for an operator that is not known.
+    """
+
+    def __init__(self, float_file: bytes, int8_file: bytes) -> None:
+        super().__init__()
+        self.float_file, self.int8_file = float_file, int8_file
+        exact = flatbuffer.unpack(float_file)
+        constants = _constants(exact)
+        known = {flatbuffer.text(tensor.name) for tensor in exact.subgraphs[0].tensors}
+        file = File(flatbuffer.unpack(int8_file), known)
+        graph = file.model.subgraphs[0]
+        self._input, self._output = int(graph.inputs[0]), int(graph.outputs[0])
+        self._names = {index: flatbuffer.text(graph.tensors[index].name) for index in file.constants}
+        self._axes: dict[int, int | None] = {}  # of integer weights: the channels' one, None for one scale in all
+        self._trained: dict[int, str] = {}  # constants that learn, and their names in the float file
+        self._fixed: dict[int, Any] = {}
+        self._roots = _same_ranges(file)
+        self._tensor_names = {index: name for index, name in file.names.items() if file.scale(index)}
+        self._steps = list(_steps(file, self._roots))
+        self._kernels: list[Kernel | None] = [
+            None if step.kind in BORDERS else kernel(step.kind) for step in self._steps
+        ]
+        self._activations = [fused(step.options) for step in self._steps]
+        self._add_constants(file, constants)
+        self._add_ranges(file)
+
+    def _add_constants(self, file: File, constants: dict[str, Any]) -> None:
+        users = {index: step for step in self._steps for index in step.inputs}
+        for index in sorted(file.constants & users.keys()):
+            step, name = users[index], self._names[index]
+            value = constants[name]
+            if step.kind not in LINEAR or index == step.inputs[0]:
+                fixed = torch.from_numpy(value.copy())
+                self._fixed[index] = fixed if value.dtype.kind == "i" else None
+                if value.dtype.kind == "f":
+                    self.register_buffer(f"fixed{index}", fixed, persistent=False)
+                continue
+            weight = torch.from_numpy(value.copy())
+            self._trained[index] = name
+            if index == step.inputs[1]:
+                axis = 3 if step.kind == "DEPTHWISE_CONV_2D" else 0
+                self._axes[index] = axis if file.scale(index) else None
+                unit = weight.abs().amax([place for place in range(weight.ndim) if place != axis], keepdim=True)
+            else:
+                unit = torch.full((1,), float(weight.abs().mean()) or 1.0)
+            unit = unit.clamp(min=SMALL)
+            self.register_buffer(f"unit{index}", unit, persistent=False)
+            self.register_parameter(f"weight{index}", nn.Parameter(weight / unit))
+
+    def _add_ranges(self, file: File) -> None:
+        """One for all tensors of a root. What is anchored at zero, as after ReLU, stays so."""
+        fixed = {self._roots[step.output] for step in self._steps if step.kind in FIXED and step.round is not None}
+        for root in sorted({root for index, root in self._roots.items()}):
+            found = file.scale(root)
+            assert found is not None, "only tensors of integers have a range"
+            scale, zero_point = torch.tensor([math.log(found[0])]), torch.tensor([float(found[1])])
+            learns = root not in fixed
+            self.register_parameter(f"scale{root}", nn.Parameter(scale, requires_grad=learns))
+            anchored = not learns or found[1] in (LOWEST, HIGHEST)
+            self.register_parameter(f"zero{root}", nn.Parameter(zero_point, requires_grad=not anchored))
+
+    @property
+    def sha256(self) -> str:
+        """Of what it was built from."""
+        return hashlib.sha256(self.float_file + self.int8_file).hexdigest()
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """What learns: weights, scales (their logarithms) and zero points."""
+        found: dict[str, list[nn.Parameter]] = {"weight": [], "scale": [], "zero": []}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                found[name.rstrip("0123456789")].append(parameter)
+        return found
+
+    def forward(self, pixels_NHWC: Tensor, rounding: bool = True) -> Tensor:
+        """*rounding* off: the float network with the weights as they are."""
+        values: dict[int, Any] = {self._input: pixels_NHWC}
+        for step, run, activation in zip(self._steps, self._kernels, self._activations, strict=True):
+            inputs = [self._value(index, values) for index in step.inputs]
+            if rounding and step.kind in LINEAR:
+                inputs[1:] = self._rounded_weights(step, inputs[1:])
+            x: Tensor = inputs[0] if run is None else run(inputs, step.options)
+            x = x if activation is None else activation(x)
+            values[step.output] = self._rounded(x, step.round) if rounding and step.round is not None else x
+            for index in step.last_use:
+                values.pop(index, None)
+        logits: Tensor = values[self._output]
+        return logits
+
+    def _value(self, index: int, values: dict[int, Any]) -> Any:
+        if index in self._trained:
+            return self.get_parameter(f"weight{index}") * self.get_buffer(f"unit{index}")
+        if index in self._fixed:
+            found = self._fixed[index]
+            return self.get_buffer(f"fixed{index}") if found is None else found
+        return values[index]
+
+    def _scale(self, root: int) -> Tensor:
+        return self.get_parameter(f"scale{root}").exp()
+
+    def _rounded(self, x: Tensor, root: int) -> Tensor:
+        scale, zero_point = self._scale(root), self.get_parameter(f"zero{root}").clamp(LOWEST, HIGHEST)
+        if not (scale.requires_grad and torch.is_grad_enabled()):
+            return torch.fake_quantize_per_tensor_affine(x, scale, zero_point.round().int(), LOWEST, HIGHEST)
+        factor = 1 / math.sqrt(x.numel() / len(x) * HIGHEST)
+        rounded: Tensor = torch._fake_quantize_learnable_per_tensor_affine(
+            x, scale, zero_point, LOWEST, HIGHEST, factor
+        )
+        return rounded
+
+    def _rounded_weights(self, step: Step, values: list[Tensor]) -> list[Tensor]:
+        axis = self._axes.get(step.inputs[1])
+        if axis is None:  # a layer that stays in float
+            return values
+        weight, *bias = values
+        others = [place for place in range(weight.ndim) if place != axis]
+        scale = weight.detach().abs().amax(others).clamp(min=SMALL) / HIGHEST
+        zeros = torch.zeros_like(scale, dtype=torch.int32)
+        rounded = torch.fake_quantize_per_channel_affine(weight, scale, zeros, axis, -HIGHEST, HIGHEST)
+        root = self._roots.get(step.inputs[0])
+        if not bias or root is None:
+            return [rounded, *bias]
+        unit = scale * self._scale(root).detach()
+        return [rounded, bias[0] + ((bias[0] / unit).round() * unit - bias[0]).detach()]
+
+    def ranges(self) -> dict[str, Range]:
+        """The range of each integer activation by its name in the float file, exactly as it is in training."""
+        found = {}
+        for index, root in self._roots.items():
+            if name := self._tensor_names.get(index):
+                scale = float(self._scale(root).detach())
+                zero_point = round(float(self.get_parameter(f"zero{root}").detach().clamp(LOWEST, HIGHEST)))
+                found[name] = Range(low=(LOWEST - zero_point) * scale, high=(HIGHEST - zero_point) * scale)
+        return found
+
+    def trained_file(self) -> bytes:
+        """The float file with the weights as they are now."""
+        model = flatbuffer.unpack(self.float_file)
+        tensors = {flatbuffer.text(tensor.name): tensor for tensor in model.subgraphs[0].tensors}
+        for index, name in self._trained.items():
+            value = self._value(index, {}).detach().cpu().contiguous().numpy()
+            model.buffers[tensors[name].buffer].data = value.reshape(-1).view(np.uint8)
+        return flatbuffer.pack(model)
+
+
+def _constants(model: Any) -> dict[str, Any]:
+    """The constants of a float file by name."""
+    kinds, found = flatbuffer.schema().TensorType, {}
+    types = {kinds.FLOAT32: np.float32, kinds.INT32: np.int32}
+    for tensor in model.subgraphs[0].tensors:
+        data = model.buffers[tensor.buffer].data
+        if data is not None and len(data):
+            value = np.asarray(data).view(types[tensor.type]).reshape([int(side) for side in tensor.shape])
+            found[flatbuffer.text(tensor.name)] = value
+    return found
+
+
+def _same_ranges(file: File) -> dict[int, int]:
+    """For each integer activation the tensor whose range it has: itself, or one that it is passed from."""
+    roots = {
+        index: index
+        for index in (file.input, *(output for _, _, output in file.steps))
+        if file.scale(index) and index not in file.constants
+    }
+
+    def root(index: int) -> int:
+        while roots[index] != index:
+            index = roots[index]
+        return index
+
+    for found, taken, output in file.steps:
+        if found.kind in PASSING and output in roots:
+            for index in taken:
+                if index in roots and file.scale(index) == file.scale(output):
+                    roots[root(output)] = root(index)
+    return {index: root(index) for index in roots}
+
+
+def _steps(file: File, roots: dict[int, int]) -> Iterator[Step]:
+    graph = file.model.subgraphs[0]
+    kept = [
+        (found, taken, output, operator.builtinOptions)
+        for (found, taken, output), operator in zip(file.steps, graph.operators, strict=True)
+    ]
+    last = {index: place for place, (_, taken, _, _) in enumerate(kept) for index in taken}
+    for place, (found, taken, output, options) in enumerate(kept):
+        rounds = output in roots and not (
+            found.kind in PASSING and all(roots.get(index) == roots[output] for index in taken if index in roots)
+        )
+        yield Step(
+            kind=found.kind,
+            inputs=tuple(taken),
+            output=output,
+            options=options,
+            round=roots[output] if rounds else None,
+            last_use=tuple(index for index in set(taken) if last[index] == place and index not in file.constants),
+        )
