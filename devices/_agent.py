@@ -7,7 +7,15 @@ It needs NumPy and one runtime: ai-edge-litert, tflite-runtime or tensorflow for
     python agent.py --describe    the `device` event alone
     python agent.py --worker PID  (used by itself) one entry, driven by commands on stdin
 
-JOB      {protocol, samples, seconds, blocks, warmup, warmup_seconds, top_k, entries: [ENTRY]}
+Over a link that may be lost the agent works apart from the host, in FOLDER, the job's own:
+
+    python agent.py --detach FOLDER         starts on FOLDER/job.json and returns; events go to FOLDER/events
+    python agent.py --follow FOLDER OFFSET  passes the events from that byte on to stdout until the agent ends
+    python agent.py --stop FOLDER           ends it, its workers with it
+
+JOB      {protocol, samples, seconds, blocks, warmup, warmup_seconds, top_k, entries: [ENTRY]} and for --detach
+         {limit_s, patience_s, lock, holder}: it ends after limit_s, or when nobody has followed for patience_s;
+         lock is a file that one visit at a time holds, holder what stands in it for the others
 ENTRY    {model, target, precision, output, threads, inputs, predict}; paths are relative to the job's folder,
          inputs is an .npy file (N, ...) whose rows are in the shape and type that the model takes
 Events   device       {protocol, model, cpu, architecture, cores, memory_bytes, os, kernel, emulated, runtimes}
@@ -29,11 +37,13 @@ busy slows all of them alike. One works while the others sleep in a read of thei
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import glob
 import json
 import os
 import platform
+import select
 import selectors
 import signal
 import stat
@@ -301,6 +311,7 @@ def predict(model: Any, inputs: Any, top_k: int, send: Callable[..., None]) -> N
     for row in range(len(inputs)):
         model.set_input(numpy.array(inputs[row : row + 1]))
         model.invoke()
+        # Integers of one scale, which is positive, stand in the same order as what they mean.
         scores = model.output().reshape(-1).astype(numpy.float64)
         k = min(top_k, len(scores))
         broken += not numpy.isfinite(scores).all()
@@ -355,6 +366,7 @@ ARM_PARTS = {
     0xD0B: "A76", 0xD0D: "A77", 0xD0E: "A76AE", 0xD40: "Neoverse-V1", 0xD41: "A78", 0xD44: "X1", 0xD46: "A510",
     0xD47: "A710", 0xD48: "X2", 0xD4D: "A715", 0xD4E: "X3", 0xD0C: "Neoverse-N1", 0xD49: "Neoverse-N2",
     0xD80: "A520", 0xD81: "A720", 0xD82: "X4",
+    0xC07: "A7", 0xC08: "A8", 0xC09: "A9", 0xC0E: "A17", 0xC0F: "A15",
 }  # fmt: skip
 
 
@@ -364,11 +376,11 @@ def cpu_name() -> str:
     pairs = [line.partition(":") for line in read("/proc/cpuinfo").splitlines()]
     fields = [(key.strip(), value.strip()) for key, _, value in pairs]
     for key, value in fields:
-        if key == "model name" and value:
+        if key == "model name" and value and not value.startswith("ARMv"):  # that says less than the part
             return value
     # 64-bit ARM gives numbers; two kinds of cores give two.
     parts = sorted({int(value, 16) for key, value in fields if key == "CPU part"})
-    named = [ARM_PARTS.get(part, hex(part)) for part in parts]
+    named = [ARM_PARTS.get(part, f"ARM-{part:#x}") for part in parts]
     return " + ".join(name if "-" in name else f"Cortex-{name}" for name in named) or platform.machine()
 
 
@@ -539,6 +551,7 @@ class Visit:
         if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
             self.selector.register(0, selectors.EVENT_READ)
         warmups = job["warmup_seconds"] * (1 + REWARM * (job["blocks"] - 1))
+        self.host = Host(folder, job["patience_s"]) if "patience_s" in job else None
         self.spent_s, self.total_s = 0.0, 0.0  # as planned, for the progress
         for entry in job["entries"]:
             self.total_s += LOAD_S + warmups + job["seconds"] + (PREDICT_S if entry["predict"] else 0.0)
@@ -588,6 +601,8 @@ class Visit:
             now = time.monotonic()
             if now - tick >= 1.0:
                 tick = now
+                if self.host:
+                    self.host.check()
                 self.progress(child, doing, min(now - began, planned_s))
                 if measuring:
                     self.telemetry(child)
@@ -628,6 +643,123 @@ class Visit:
         emit({"event": "progress", "entry": child.number, "doing": doing, "share": min(1.0, share)})
 
 
+# ---- apart from the host: a visit that outlives a lost link ---------------------------------------------------
+
+
+class Host:
+    """A host that follows touches the file `seen`. Times of files are compared with each other only: the device's
+    clock may be set meanwhile."""
+
+    def __init__(self, folder: str, patience_s: float) -> None:
+        self.path, self.patience_s = os.path.join(folder, "seen"), patience_s
+        self.seen, self.since = 0, time.monotonic()
+
+    def check(self) -> None:
+        now, seen = time.monotonic(), os.stat(self.path).st_mtime_ns
+        if seen != self.seen:
+            self.seen, self.since = seen, now
+        elif now - self.since > self.patience_s:
+            raise SystemExit(f"nobody has followed for {self.patience_s:.0f} s")
+
+
+def touch(path: str) -> None:
+    with open(path, "a"):
+        os.utime(path)
+
+
+def detach(folder: str) -> int:
+    """Start the agent on the folder's job, apart from whoever started it. Returns when its id stands in `pid`."""
+    path = os.path.join(folder, "job.json")
+    job = read_job(path)
+    touch(os.path.join(folder, "seen"))
+    lock = open(
+        job["lock"], "a+"
+    )  # its file descriptor is inherited, and holds the lock as long as the agent lives
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        emit({"event": "error", "entry": None, "text": f"in use by {lock.read().strip() or 'somebody'}"})
+        return 3
+    lock.truncate(0)
+    lock.write(job["holder"])
+    lock.flush()
+    begun, child = os.pipe(), os.fork()
+    if child:
+        os.close(begun[1])
+        os.waitpid(child, 0)
+        pid = os.read(begun[0], 32).decode()
+        # Asked from here: under QEMU a process sees itself as others do not.
+        if not pid or not (start := started(int(pid))):
+            return 1
+        with open(os.path.join(folder, "pid.part"), "w") as stream:
+            stream.write(f"{pid} {start}")
+        os.rename(os.path.join(folder, "pid.part"), os.path.join(folder, "pid"))
+        return 0
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.setpgid(0, 0)
+    for name, target in (("events", 1), ("stderr", 2)):
+        os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), target)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.write(begun[1], str(os.getpid()).encode())
+    os.close(begun[1])
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(max(1, int(job["limit_s"])))
+    return run(path)
+
+
+def late(number: int, frame: Any) -> None:
+    raise SystemExit("its time limit is over")
+
+
+def started(pid: int) -> str:
+    """When a process that lives was started, so that its number taken by another one is not mistaken for it."""
+    if sys.platform.startswith("linux"):
+        fields = read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        return fields[19] if fields and fields[0] not in "ZX" else ""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    return "alive"
+
+
+def living(folder: str) -> int:
+    """The id of the folder's agent, 0 when it has ended."""
+    pid, _, start = read(os.path.join(folder, "pid")).partition(" ")
+    return int(pid) if pid and started(int(pid)) == start else 0
+
+
+def follow(folder: str, offset: int) -> int:
+    """Pass on the events from byte *offset* on, until the agent or the host ends."""
+    touched = 0
+    with open(os.path.join(folder, "events"), "rb", buffering=0) as stream:
+        stream.seek(offset)
+        while True:
+            if clock() - touched > 1_000_000_000:
+                touch(os.path.join(folder, "seen"))
+                touched = clock()
+            alive = living(folder)  # asked before, so that its last words are read
+            while data := stream.read(1 << 16):
+                write_all(1, data)
+            if not alive:
+                return 0
+            if select.select([0], [], [], 0.25)[0] and not os.read(0, 4096):
+                return 0
+
+
+def end_detached(folder: str) -> int:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        end = time.monotonic() + 5.0
+        if pid := living(folder):
+            os.killpg(pid, number)
+        while living(folder) and time.monotonic() < end:
+            time.sleep(0.05)
+    return 1 if living(folder) else 0
+
+
 def read_job(path: str) -> Event:
     """The job in the file at *path*. Raises ValueError for another protocol or one that lacks a key."""
     with open(path, encoding="utf-8") as stream:
@@ -650,21 +782,33 @@ def stop(number: int, frame: Any) -> None:
 def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--worker"]:
         return worker(int(arguments[1]))
+    if arguments[:1] == ["--follow"]:
+        return follow(arguments[1], int(arguments[2]))
+    if arguments[:1] == ["--stop"]:
+        return end_detached(arguments[1])
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, stop)
     try:
-        emit(describe())
+        if arguments[:1] == ["--detach"]:
+            return detach(os.path.abspath(arguments[1]))
         if arguments == ["--describe"]:
+            emit(describe())
             return 0
-        try:
-            job = read_job(arguments[0])
-        except (OSError, ValueError) as error:
-            emit({"event": "error", "entry": None, "text": str(error)})
-            return 2
-        Visit(job, os.path.dirname(os.path.abspath(arguments[0]))).run()
-        emit({"event": "end"})
+        return run(arguments[0])
     except BrokenPipeError:
         return 1  # the host is gone
+
+
+def run(path: str) -> int:
+    """The job in the file at *path*, its events on stdout."""
+    emit(describe())
+    try:
+        job = read_job(path)
+    except (OSError, ValueError) as error:
+        emit({"event": "error", "entry": None, "text": str(error)})
+        return 2
+    Visit(job, os.path.dirname(os.path.abspath(path))).run()
+    emit({"event": "end"})
     return 0
 
 

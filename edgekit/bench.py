@@ -21,7 +21,7 @@ NOISE = "noise"
 TOP_K = 5
 # Why a target does not run on a device that lacks its runtime.
 CURES = {
-    "tflite": "pip install ai-edge-litert there",
+    "tflite": "edgekit device setup, or pip install ai-edge-litert there",
     "onnx": "pip install onnxruntime there",
     "coreml": "coreml files run on a Mac",
 }

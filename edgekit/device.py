@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from edgekit import plugins
+from edgekit import inventory, plugins
 from edgekit.artifact import Artifact
+from edgekit.errors import UsageError, nearest
 from edgekit.measure import Measurement, Telemetry
 from edgekit.result import DeviceInfo
 
@@ -67,7 +68,23 @@ class Device(Protocol):
 
 
 def open_device(address: str) -> Device:
-    """The device at *address*: ``local``, ``fake://pi5``. Raises UsageError for a scheme that has no file."""
-    scheme, _, rest = address.partition("://")
+    """The device at *address*: ``local``, ``fake://pi5``, ``ssh://pi@raspberrypi.local``, a name in devices.toml.
+
+    Raises UsageError for a scheme that has no file, DeviceError for a device that cannot be used.
+    """
+    address, scheme, rest = split(address)
     device: Device = plugins.load("devices", scheme).connect(address, rest)
     return device
+
+
+def split(address: str) -> tuple[str, str, str]:
+    """The address that a name stands for, its scheme, and what stands behind that. Raises UsageError."""
+    full = inventory.resolve(address)
+    scheme, colon, rest = full.partition("://")
+    if not colon and scheme not in plugins.names("devices"):
+        known = [*plugins.names("devices"), *inventory.read()]
+        raise UsageError(
+            f"unknown device {address!r}; choose from {', '.join(known)}{nearest(address, known)}; names of your "
+            f"own stand in {inventory.path()}"
+        )
+    return full, scheme, rest

@@ -391,3 +391,81 @@ def test_a_device_that_speaks_another_protocol_is_refused() -> None:
         agent.describe(line, "pi")
     with pytest.raises(DeviceError, match="did not describe the device"):
         agent.describe("sh: python3: not found", "pi")
+
+
+# --- apart from the host -------------------------------------------------------------------------
+
+
+def call(*arguments: object, seconds: float = 30.0) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(agent.source()), *map(str, arguments)]
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
+    )
+
+
+def detached(folder: Path, **changes: Any) -> int:
+    """The id of an agent that works on a long job in *folder*, apart from this process."""
+    alone = {"limit_s": 60, "patience_s": 60, "lock": str(folder / "lock"), "holder": "me since noon"}
+    write_job(folder, [tiny_models.tflite(folder / "a.tflite")], **{"seconds": 60.0, **alone, **changes})
+    done = call("--detach", folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return int((folder / "pid").read_text().split()[0])
+
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+
+
+@on_linux
+def test_a_detached_agent_holds_the_lock_until_it_is_stopped(tmp_path: Path) -> None:
+    pid = detached(tmp_path)
+    assert alive(pid)
+    second = call("--detach", tmp_path)
+    assert second.returncode == 3
+    assert json.loads(second.stdout)["text"] == "in use by me since noon"
+    assert call("--stop", tmp_path).returncode == 0
+    assert not alive(pid)
+    assert call("--stop", tmp_path).returncode == 0  # it may have ended already
+    pid = detached(tmp_path)
+    call("--stop", tmp_path)
+    assert wait_until_gone([pid]) == []
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"patience_s": 1}, "nobody has followed for 1 s"), ({"limit_s": 2}, "its time limit is over")],
+)
+def test_a_detached_agent_ends_by_itself(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    pid = detached(tmp_path, **changes)
+    assert wait_until_gone([pid]) == []
+    assert (tmp_path / "stderr").read_text().strip() == words
+    events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
+    workers = [event["pid"] for event in of_kind(events, "loaded")]
+    assert wait_until_gone(workers) == []
+
+
+@on_linux
+def test_who_follows_from_a_byte_on_misses_nothing(tmp_path: Path) -> None:
+    pid = detached(tmp_path, seconds=1.0, patience_s=10)
+    command = [sys.executable, str(agent.source()), "--follow", str(tmp_path)]
+    with subprocess.Popen([*command, "0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdin is not None
+        assert first.stdout is not None
+        heard = first.stdout.readline() + first.stdout.readline()
+        first.stdin.close()  # the host is gone
+        assert first.wait(timeout=10) == 0
+    assert alive(pid) or (tmp_path / "events").read_text().endswith('{"event":"end"}\n')
+    with subprocess.Popen([*command, str(len(heard))], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as second:
+        assert second.stdout is not None
+        rest = second.stdout.read()
+        assert second.wait(timeout=10) == 0
+    assert heard + rest == (tmp_path / "events").read_bytes()
+    assert rest.endswith(b'{"event":"end"}\n')
+    assert wait_until_gone([pid]) == []
+
+
+@on_linux
+def test_a_follower_of_nobody_ends(tmp_path: Path) -> None:
+    (tmp_path / "events").write_text("")
+    (tmp_path / "pid").write_text(f"{os.getpid()} 1")  # another process has got the number
+    assert call("--follow", tmp_path, 0).returncode == 0

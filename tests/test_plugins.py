@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_names_are_the_files_of_a_checkout() -> None:
     assert plugins.names("converters") == ["coreml", "onnx", "tflite"]
-    assert plugins.names("devices") == ["fake", "local"]
+    assert plugins.names("devices") == ["fake", "local", "ssh"]
     assert plugins.names("recipes") == sorted(path.stem for path in (ROOT / "recipes").glob("*.toml"))
 
 

@@ -11,6 +11,7 @@ COMMANDS = {
     "convert": "turn a trained model into TFLite, Core ML or ONNX files, checked for parity",
     "bench": "measure files on a device: latency with a verdict, accuracy on real images",
     "compare": "say which file to ship, and whether the differences are real",
+    "device": "list devices, check one, set one up",
     "inspect": "show what stands in a model file",
     "list": "list recipes, models, targets, precisions, devices or datasets",
     "show": "print a recipe",

@@ -1,0 +1,92 @@
+"""A user's own names for devices, in `devices.toml`, and what stands behind a ``?`` in an address.
+
+[pi5]
+address = "ssh://pi@raspberrypi.local"
+folder = "/mnt/ssd/edgekit"      # where edgekit keeps its files there; default ~/.edgekit
+python = "/usr/bin/python3.11"   # which Python runs there; default what fits
+"""
+
+import os
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from urllib.parse import parse_qsl, quote
+
+from edgekit.errors import UsageError, nearest
+from edgekit.schema import SchemaError, decode
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How a device is used: ``ssh://pi@host?folder=/mnt/ssd&python=/usr/bin/python3.11``."""
+
+    folder: str = "~/.edgekit"
+    python: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.folder.startswith(("/", "~/")):
+            raise ValueError(f"folder is {self.folder!r}; it must begin with / or ~/")
+        if self.folder.strip("/~") in ("", "home", "root", "usr", "tmp"):
+            raise ValueError(
+                f"folder is {self.folder!r}; name one of its own, as {self.folder.rstrip('/')}/edgekit"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Named:
+    address: str
+    folder: str | None = None
+    python: str | None = None
+
+    @property
+    def full(self) -> str:
+        """The address with its options."""
+        given = [(key, value) for key in ("folder", "python") if (value := getattr(self, key)) is not None]
+        return self.address + "".join(f"{'?&'[n > 0]}{key}={quote(value)}" for n, (key, value) in enumerate(given))
+
+
+def path() -> Path:
+    """The user's `devices.toml`, also where there is none."""
+    if given := os.environ.get("EDGEKIT_DEVICES"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "edgekit" / "devices.toml"
+
+
+def read() -> dict[str, Named]:
+    """The devices that the user named; none where there is no file. Raises UsageError for a faulty one."""
+    file = path()
+    if not file.is_file():
+        return {}
+    try:
+        found = {
+            name: decode(Named, value, name) for name, value in tomllib.loads(file.read_text("utf-8")).items()
+        }
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, SchemaError) as error:
+        raise UsageError(f"{file}: {error}") from error
+    for name in found:
+        if "://" in name or name == "local":
+            raise UsageError(f"{file}: {name!r} is an address already: give the device another name")
+    return found
+
+
+def resolve(address: str) -> str:
+    """The address that a name stands for; an address as it is."""
+    if "://" in address or address == "local":
+        return address
+    known = read()
+    return known[address].full if address in known else address
+
+
+def split(rest: str) -> tuple[str, Options]:
+    """The place and the options of what stands behind the scheme of an address. Raises UsageError."""
+    place, _, query = rest.partition("?")
+    try:
+        given = parse_qsl(query, strict_parsing=True) if query else []
+        known = {field.name for field in fields(Options)}
+        if strange := [key for key, _ in given if key not in known]:
+            raise ValueError(
+                f"unknown option {strange[0]!r}{nearest(strange[0], known)}; it takes folder and python"
+            )
+        return place, Options(**dict(given))
+    except ValueError as error:
+        raise UsageError(f"{rest}: {error}") from error

@@ -1,0 +1,152 @@
+"""What a machine brings, asked before anything is put on it, with nothing but its POSIX shell."""
+
+import json
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from edgekit import units
+from edgekit.errors import DeviceError
+from edgekit.transport import Transport, output
+
+FOLDER = "~/.edgekit"
+NEEDED_FREE_BYTES = 300_000_000  # a runtime takes 150 MB, a model and its images the rest
+OLDEST = (3, 9)  # that the agent runs on
+# A second `python3` is often older or newer than the one that has a wheel.
+NAMES = ("python3", *(f"python3.{minor}" for minor in range(15, 8, -1)))
+RUNTIME = "runtime.json"  # what `edgekit device setup` leaves in the folder
+
+PYTHON = """
+import platform, struct, sys
+try:
+    from importlib.metadata import version
+    numpy = version("numpy")
+except Exception:
+    numpy = ""
+print("python", sys.argv[1], platform.python_version(), 8 * struct.calcsize("P"), numpy)
+"""
+
+SCRIPT = """
+echo "home $HOME"
+echo "system $(uname -s)"
+echo "machine $(uname -m)"
+echo "bits $(getconf LONG_BIT 2>/dev/null)"
+echo "glibc $(getconf GNU_LIBC_VERSION 2>/dev/null)"
+echo "features $(sed -n -e 's/^Features[^:]*://p' -e 's/^flags[^:]*://p' /proc/cpuinfo 2>/dev/null | head -n 1)"
+folder=FOLDER
+echo "folder $folder"
+if mkdir -p "$folder" 2>/dev/null && probe="$folder/.probe$$" && printf '#!/bin/sh\\n' 2>/dev/null > "$probe"; then
+    echo "writable yes"
+    chmod +x "$probe" && "$probe" 2>/dev/null && echo "executable yes"
+    rm -f "$probe"
+fi
+near=$folder
+while [ ! -e "$near" ]; do near=$(dirname "$near"); done
+echo "free $(df -Pk "$near" 2>/dev/null | awk 'NR == 2 { print $4 }')"
+[ ! -f "$folder/RUNTIME" ] || echo "runtime $(tr -d '\\n' < "$folder/RUNTIME")"
+for name in NAMES; do
+    path=$(command -v "$name") && "$path" -c PYTHON "$path" 2>/dev/null
+done
+true
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Python:
+    """*numpy*: the version that it has by itself, or nothing."""
+
+    path: str
+    version: str
+    bits: int
+    numpy: str = ""
+
+    @property
+    def minor(self) -> tuple[int, int]:
+        major, minor = self.version.split(".")[:2]
+        return int(major), int(minor)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """*glibc*: its version; nothing where the C library is another. *runtime*: what `setup` left, or nothing."""
+
+    home: str
+    folder: str
+    system: str
+    machine: str
+    bits: int
+    glibc: str
+    features: tuple[str, ...]
+    free_bytes: int | None
+    writable: bool
+    executable: bool
+    pythons: tuple[Python, ...]
+    runtime: dict[str, Any]
+
+
+def read(transport: Transport, folder: str = FOLDER, python: str = "") -> Facts:
+    """The facts about the machine. *python*: the only one to look at. Raises DeviceError."""
+    place = (
+        '"$HOME"' + shlex.quote(folder[1:]) if folder == "~" or folder.startswith("~/") else shlex.quote(folder)
+    )
+    names = shlex.quote(python) if python else " ".join(NAMES)
+    script = SCRIPT.replace("FOLDER", place).replace("NAMES", names).replace("RUNTIME", RUNTIME)
+    text = output(transport, script.replace("PYTHON", shlex.quote(PYTHON.strip())), limit_s=60.0)
+    found: dict[str, str] = {}
+    pythons: dict[str, Python] = {}
+    for line in text.splitlines():  # a login shell may have greeted
+        key, _, value = line.partition(" ")
+        if key == "python" and len(parts := value.split()) >= 3 and parts[2].isdigit():
+            one = Python(path=parts[0], version=parts[1], bits=int(parts[2]), numpy="".join(parts[3:4]))
+            pythons.setdefault(one.version, one)
+        else:
+            found[key] = value.strip()
+    if "machine" not in found or not found.get("folder", "").startswith("/"):
+        raise DeviceError(f"{transport.address}: its shell does not answer as a POSIX shell does: {text[:200]!r}")
+    return Facts(
+        home=found["home"],
+        folder=found["folder"],
+        system=found["system"],
+        machine=found["machine"],
+        bits=int(found["bits"]) if found["bits"].isdigit() else next((one.bits for one in pythons.values()), 64),
+        glibc=found["glibc"].rpartition(" ")[2],
+        features=tuple(found["features"].split()),
+        free_bytes=int(found["free"]) * 1024 if found["free"].isdigit() else None,
+        writable="writable" in found,
+        executable="executable" in found,
+        pythons=tuple(pythons.values()),
+        runtime=_runtime(transport, found.get("runtime", "")),
+    )
+
+
+def _runtime(transport: Transport, text: str) -> dict[str, Any]:
+    if not text:
+        return {}
+    try:
+        value: dict[str, Any] = json.loads(text)
+        return {key: value[key] for key in ("python", "site", "packages")}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise DeviceError(
+            f"{transport.address}: {RUNTIME} there is damaged: edgekit device setup {transport.address}"
+        ) from error
+
+
+def faults(facts: Facts) -> list[str]:
+    """What keeps edgekit from working there, each with its cure."""
+    found = []
+    if not facts.writable:
+        found.append(f"{facts.folder} cannot be written: name another folder: ADDRESS?folder=/path")
+    elif not facts.executable and facts.system == "Linux":
+        # Wheels hold libraries, which are not loaded from a noexec mount either.
+        found.append(f"nothing can be executed in {facts.folder} (mounted noexec?): ADDRESS?folder=/path")
+    if facts.free_bytes is not None and facts.free_bytes < NEEDED_FREE_BYTES:
+        found.append(
+            f"{units.size(facts.free_bytes)} are free in {facts.folder}, and {units.size(NEEDED_FREE_BYTES)} are "
+            "needed: make room, or ADDRESS?folder=/path"
+        )
+    if not facts.pythons:
+        found.append("it has no Python 3: sudo apt install python3")
+    elif all(one.minor < OLDEST for one in facts.pythons):
+        newest = max(facts.pythons, key=lambda one: one.minor)
+        found.append(f"its Python {newest.version} is too old: 3.9 or newer is needed: sudo apt install python3")
+    return found
