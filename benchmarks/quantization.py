@@ -129,12 +129,13 @@ def stock(found: Any, path: Path) -> None:
     from edgekit.recipe import CalibrationSpec
 
     pixels = found.calibrate(CalibrationSpec()).pixels_NHWC[:, None].astype(np.float32)
+    pixels = np.random.default_rng(0).permutation(pixels)  # they come by class, and its average forgets
     with tempfile.TemporaryDirectory() as folder:
         stock_files(found, Path(folder, "fp32.tflite"), path, pixels)
 
 
 def predicted(path: Path, pixels_NHWC: Any) -> Any:
-    """The classes (N,) that a file of raw uint8 or float pixels gives."""
+    """The classes (N,) that a file gives, whatever type it takes pixels in. Integers have their scores' order."""
     from ai_edge_litert.interpreter import Interpreter
 
     from edgekit.quiet import quiet
@@ -145,10 +146,19 @@ def predicted(path: Path, pixels_NHWC: Any) -> Any:
     [before], [after] = interpreter.get_input_details(), interpreter.get_output_details()
     found = []
     for image in pixels_NHWC:
-        interpreter.set_tensor(before["index"], image[None].astype(before["dtype"]))
+        interpreter.set_tensor(before["index"], stored(image[None], before))
         interpreter.invoke()
         found.append(int(interpreter.get_tensor(after["index"]).argmax()))
     return np.array(found)
+
+
+def stored(pixels: Any, tensor: dict[str, Any]) -> Any:
+    """Pixels as the tensor has them: integers with its scale and zero point."""
+    scale, zero_point = tensor["quantization"]
+    if not scale or tensor["dtype"] is np.float32:
+        return pixels.astype(tensor["dtype"])
+    limits = np.iinfo(tensor["dtype"])
+    return np.clip(np.rint(pixels / scale) + zero_point, limits.min, limits.max).astype(tensor["dtype"])
 
 
 def row(name: str, path: Path, told: str, seconds: float, truth: Any, answers: Any, reference: Any) -> Row:

@@ -25,7 +25,7 @@ from edgekit.requires import require
 from edgekit.schema import encode
 
 if TYPE_CHECKING:
-    from edgekit.export import CalibrationImages, Logits, Lowered, Source
+    from edgekit.export import CalibrationImages, Lessons, Logits, Lowered, Source
     from edgekit.lower import UnknownOperator
     from edgekit.qat import Trained
 
@@ -85,6 +85,7 @@ def check() -> None:
 def convert(source: "Source", variant: Variant, out: Path) -> Conversion:
     from edgekit.quiet import quiet
 
+    lessons = _lessons(source) if variant.precision == QAT else None  # asked for before the long work
     # An equalized float file is what an equalized int8 file is compared with.
     wanted = variant.precision in CALIBRATED or (variant.precision == "fp32" and variant.calibration.equalize)
     images = _calibration_images(source, variant) if wanted else None
@@ -100,10 +101,11 @@ def convert(source: "Source", variant: Variant, out: Path) -> Conversion:
             else:
                 exact = _equalized(source, lowered.content, images) if images else lowered.content
                 content, chosen = _quantize(exact, variant.precision, None), None
-    if variant.precision == QAT:  # outside of quiet: it shows how far it is
-        trained = _trained(source, variant, exact, content, out)
+    if lessons:  # outside of quiet: it shows how far it is
+        trained = _trained(lessons, variant, exact, content, out)
         with quiet(), converting("ai-edge-quantizer"):
-            content, learnt = _quantize(trained.content, QAT, trained.ranges), trained.notes
+            content = _quantize(trained.content, QAT, trained.ranges)
+        learnt = (*trained.notes, *_unseen(lessons, source.labels))
     out.write_bytes(_finish(content, json.dumps(embedded), variant.io))
     found = inspect(out)
     quantizer = () if variant.precision == "fp32" else ("ai-edge-quantizer",)
@@ -116,16 +118,26 @@ def convert(source: "Source", variant: Variant, out: Path) -> Conversion:
     )
 
 
-def _trained(source: "Source", variant: Variant, exact: bytes, int8: bytes, out: Path) -> "Trained":
-    """The network after training. *exact*: its float file; *int8*: the file that it starts from."""
-    from edgekit import qat
-
+def _lessons(source: "Source") -> "Lessons":
     if source.lessons is None:
         raise UsageError(
             f"{QAT} trains the network: give --data DIR, a folder that holds one folder of training images a class"
         )
-    state = artifacts.unfinished(out.with_name(variant.name + suffix))
-    return qat.train(exact, int8, source.lessons(), variant.qat, state)
+    return source.lessons()
+
+
+def _trained(lessons: "Lessons", variant: Variant, exact: bytes, int8: bytes, out: Path) -> "Trained":
+    """The network after training. *exact*: its float file; *int8*: the file that it starts from."""
+    from edgekit import qat
+
+    return qat.train(exact, int8, lessons, variant.qat, artifacts.unfinished(out.with_name(variant.name + suffix)))
+
+
+def _unseen(lessons: "Lessons", labels: tuple[str, ...]) -> tuple[str, ...]:
+    """A note on classes of which it was shown nothing in training."""
+    names = [label for place, label in enumerate(labels) if place not in set(lessons.truth)]
+    listed = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+    return (f"no image to train on of {len(names)} of {len(labels)} classes: {listed}",) if names else ()
 
 
 def _kept(variant: Variant) -> tuple[str, ...]:
@@ -168,8 +180,9 @@ def _lower_with_litert_torch(source: "Source", unknown: "UnknownOperator") -> "L
             channels_last = litert_torch.to_channel_last_io(source.torch_model(target), args=[0]).eval()
             path = Path(folder) / "lowered.tflite"
             litert_torch.convert(channels_last, (torch.zeros(source.shape_NHWC),)).export(str(path))
+            flatbuffer.unshare_biases_(model := flatbuffer.unpack(path.read_bytes()))
             return Lowered(
-                content=path.read_bytes(),
+                content=flatbuffer.pack(model),
                 tools=("torch", "litert-torch"),
                 notes=(f"lowered by litert-torch, because {unknown}",),
             )

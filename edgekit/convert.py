@@ -15,7 +15,7 @@ import numpy as np
 from edgekit import __version__, files, plugins, sensitivity
 from edgekit import artifact as artifacts
 from edgekit.artifact import Artifact, Calibration, TensorSpec
-from edgekit.errors import ArtifactError, ConversionError, EdgekitError, UsageError, unknown
+from edgekit.errors import ArtifactError, ConversionError, DataError, EdgekitError, UsageError, unknown
 from edgekit.flatbuffer import Operator
 from edgekit.parity import parity
 from edgekit.preprocess import Pixels, Preprocess
@@ -150,7 +150,8 @@ def convert(
     Raises ConversionError; files made before stay.
     """
     made: dict[Path, Artifact] = {}
-    for done, variant in enumerate(variants):
+    # A search comes last: what it ends in takes the place of what another variant gave under the name.
+    for done, variant in enumerate(sorted(variants, key=lambda one: one.budget is not None)):
         progress(variant.name, done / len(variants))
         one = _convert(source, variant, images_NHWC, out, partial(_tell, progress, variant, done / len(variants)))
         made[one.path] = one
@@ -170,12 +171,31 @@ def _convert(
 
     if variant.budget is None:
         return make(variant, out)
-    # It learns from the float network as it is. Who asks for int8-mixed asks for no training.
-    qat = replace(variant, precision=QAT, max_drop=None, calibration=variant.calibration.exact)
-    last = LastResort(name="trained with its rounding in place", make=lambda: make(qat, out))
-    trains = source.lessons is not None and variant.precision == "int8"
+    # Who asks for int8-mixed asks for no training.
+    last, why_not = _training(source, variant, out, make) if variant.precision == "int8" else (None, "")
     predict = converter(variant.target).predict
-    return repair(source, variant, out, make=make, predict=predict, tell=tell, last=last if trains else None)
+    artifact = repair(source, variant, out, make=make, predict=predict, tell=tell, last=last)
+    if why_not and artifact.repair and not artifact.repair.met:
+        artifact = replace(artifact, notes=(*artifact.notes, why_not))
+        artifacts.write_sidecar(artifact)
+    return artifact
+
+
+def _training(
+    source: "Source", variant: Variant, out: Path, make: Callable[[Variant, Path], Artifact]
+) -> tuple[LastResort | None, str]:
+    """The last resort of a search, or why there is none: found out before the search, which takes long."""
+    if source.lessons is None:
+        return None, ""
+    try:
+        source.lessons()
+    except DataError as error:  # images of any kind may calibrate
+        return None, f"it was not trained with its rounding in place: {error}"
+    # It learns from the float network as it is.
+    qat = replace(variant, precision=QAT, max_drop=None, calibration=variant.calibration.exact)
+    folder = out / f".{variant.name}"
+    name = "trained with its rounding in place"
+    return LastResort(name=name, make=lambda: make(qat, folder), folder=folder), ""
 
 
 def _convert_one(source: "Source", variant: Variant, images_NHWC: Pixels, out: Path) -> Artifact:

@@ -1,5 +1,6 @@
 """Reading and editing TFLite flatbuffers: tensors, operators, embedded metadata."""
 
+import copy
 import json
 import math
 import struct
@@ -19,6 +20,7 @@ from edgekit.requires import require
 
 METADATA = "edgekit"  # the metadata entry that holds labels and preprocess as JSON
 IDENTIFIER = b"TFL3"
+WITH_BIAS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 # A damaged file's offsets lead nowhere, or to what they should not.
 DAMAGED = (struct.error, LookupError, ValueError, TypeError, AttributeError, OverflowError)
 
@@ -118,6 +120,26 @@ def rename_ends(model: Any, before: str, after: str) -> None:
         signature.inputs[0].name, signature.outputs[0].name = before, after
 
 
+def unshare_biases_(model: Any) -> None:
+    """Give each layer a bias of its own. TFLite's converters store equal ones once, such as those of all zeros.
+
+    In int8 each has a scale of its own, and the quantizer makes copies under names that nobody knows.
+    """
+    graph, taken = model.subgraphs[0], set[int]()
+    for operator in graph.operators:
+        if _operator_names(model)[operator.opcodeIndex] not in WITH_BIAS:
+            continue
+        operator.inputs = inputs = [int(index) for index in operator.inputs]
+        for place, index in enumerate(inputs[2:], 2):
+            if index in taken:
+                graph.tensors.append(tensor := copy.copy(graph.tensors[index]))
+                model.buffers.append(copy.copy(model.buffers[tensor.buffer]))
+                tensor.buffer, inputs[place] = len(model.buffers) - 1, len(graph.tensors) - 1
+                tensor.name = f"{text(tensor.name)} {inputs[place]}"
+            elif index >= 0:
+                taken.add(index)
+
+
 def embed(model: Any, content: str) -> None:
     """Put *content* into the file as the metadata entry ``edgekit``."""
     buffer, entry = schema().BufferT(), schema().MetadataT()
@@ -195,7 +217,7 @@ def _size_bytes(model: Any, tensor: Any) -> int:
 
 def _macs(kind: str, inputs: list[Any], output: Any) -> int:
     """A product for each value of the output and each weight of its channel."""
-    if kind not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+    if kind not in WITH_BIAS:
         return 0
     weights = [int(side) for side in inputs[1].shape]
     per_value = weights[1] * weights[2] if kind == "DEPTHWISE_CONV_2D" else math.prod(weights[1:])

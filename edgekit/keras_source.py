@@ -68,6 +68,7 @@ class KerasSource:
         """What TFLiteConverter makes of it for one image. Raises ConversionError."""
         function = _function(self.network, self.preprocess, 1)
         model = flatbuffer.unpack(_converted(function))
+        flatbuffer.unshare_biases_(model)
         _name_(model, self.network.layers)
         last = flatbuffer.details(model)[-1].kind
         notes: tuple[str, ...] = ()

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from edgekit import __version__, checkpoint, files, recipe, report, result, runs
 from edgekit import artifact as artifacts
@@ -21,6 +21,10 @@ from edgekit.recipe import BenchSpec, Recipe, Variant
 from edgekit.report import Comparison
 from edgekit.runs import Run
 from edgekit.schema import encode
+
+if TYPE_CHECKING:
+    from edgekit.export import ExportSource
+    from edgekit.preprocess import Pixels
 
 STAGES = ("train", "convert", "bench", "compare")
 PARITY_IMAGES = 256
@@ -161,31 +165,35 @@ class Pipeline:
             return False
         return True
 
+    @cached_property
+    def _export_source(self) -> "tuple[ExportSource, Pixels]":
+        """What is converted, and the images for parity."""
+        from edgekit.export import from_checkpoint
+
+        trained, augment = checkpoint.read(self.run.checkpoint), self.recipe.train.augment
+        source = from_checkpoint(trained, self.dataset.train, self.dataset.val, augment)
+        return source, self.dataset.val.sample(PARITY_IMAGES)
+
     def convert(self) -> list[Artifact]:
         from edgekit.convert import convert
 
-        missing = [variant for variant in self.recipe.variant if not self._converted(variant)]
-        if missing:
-            from edgekit.export import from_checkpoint
-
-            source = from_checkpoint(
-                checkpoint.read(self.run.checkpoint),
-                self.dataset.train,
-                self.dataset.val,
-                self.recipe.train.augment,
-            )
-            images = self.dataset.val.sample(PARITY_IMAGES)
-            with self.listener.bar("convert") as progress:
-                for done, variant in enumerate(missing):
-                    progress(variant.name, done / len(missing))
-                    (made_one,) = convert(source, [variant], images, self.run.artifacts, lambda *_: None)
-                    for note in made_one.notes:
-                        self.listener.say(f"convert: {variant.name}: {note}")
-                    self.run.mark(f"convert/{variant.name}", self._convert_key(variant))
-                progress("converted", 1.0)
+        # A search may end in the file of another variant: it comes last, so that its result stays.
+        ordered = sorted(self.recipe.variant, key=lambda variant: variant.budget is not None)
+        already = 0
+        with self.listener.bar("convert") as progress:
+            for done, variant in enumerate(ordered):
+                if self._converted(variant):
+                    already += 1
+                    continue
+                source, images = self._export_source
+                tell = partial(_tell, progress, done / len(ordered))
+                (made_one,) = convert(source, [variant], images, self.run.artifacts, tell)
+                for note in made_one.notes:
+                    self.listener.say(f"convert: {variant.name}: {note}")
+                self.run.mark(f"convert/{variant.name}", self._convert_key(variant))
+            progress("converted", 1.0)
         made = [artifacts.read(path) for path in dict.fromkeys(map(self._path, self.recipe.variant))]
-        already = len(self.recipe.variant) - len(missing)
-        note = f" ({already} done already)" if already and missing else ": done already" if already else ""
+        note = f" ({already} done already)" if 0 < already < len(ordered) else ": done already" if already else ""
         self.listener.say(f"convert: {len(made)} files{note}")
         for artifact in made:
             if artifact.parity and (fault := artifact.parity.broken(artifact.precision)):
@@ -225,7 +233,8 @@ class Pipeline:
         if not able:
             self.listener.say(f"bench: nothing to measure on {address}")
             return
-        self.listener.say(f"bench: {len(able)} files on {address}, about {_duration(len(able), spec):.0f} s")
+        seconds = len(able) * len(spec.threads) * (spec.seconds + spec.warmup_seconds)
+        self.listener.say(f"bench: {len(able)} files on {address}, about {seconds:.0f} s")
         with self.listener.bar("bench") as progress:
             images = held_out(self.dataset)
             bench(able, device, spec, out, images=images, progress=progress)
@@ -314,6 +323,10 @@ def resolve(source: str) -> str:
     return str(path.resolve()) if source not in data_names() and path.exists() else source
 
 
+def _tell(progress: Progress, share: float, text: str, _: float) -> None:
+    progress(text, share)
+
+
 def _measured(out: Path, artifact: Artifact, spec: BenchSpec) -> bool:
     """Whether the artifact has whole results for every thread count."""
     names = [f"{artifact.name}-t{n}" for n in spec.threads] if len(spec.threads) > 1 else [artifact.name]
@@ -321,11 +334,6 @@ def _measured(out: Path, artifact: Artifact, spec: BenchSpec) -> bool:
         return all(result.read(out / f"{name}.json").artifact.sha256 == artifact.sha256 for name in names)
     except ResultError:  # missing or damaged: it is measured again
         return False
-
-
-def _duration(artifacts: int, spec: BenchSpec) -> float:
-    """The least seconds that a visit takes."""
-    return artifacts * len(spec.threads) * (spec.seconds + spec.warmup_seconds)
 
 
 def _folder_name(name: str, source: str) -> str:

@@ -126,6 +126,9 @@ class Variant:
             raise ValueError(f"max_drop goes with precision {' or '.join(REPAIRED)}, not {self.precision}")
         if self.keep_float and self.precision != "int8-mixed":
             raise ValueError(f"keep_float goes with precision int8-mixed, not {self.precision}")
+        learnt = [name for name in ("correct_biases", "adaround") if name in self.calibration.repairs]
+        if learnt and self.precision == QAT:
+            raise ValueError(f"{QAT} learns its weights from the float ones: leave out {' and '.join(learnt)}")
         if self.keep_float and self.max_drop is not None:
             raise ValueError("keep_float names the layers that max_drop would search for: leave out one of them")
 

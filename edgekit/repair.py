@@ -32,13 +32,14 @@ ENDS = (*REPAIRED, QAT)  # the precisions that a search may end in
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LastResort:
-    """What is tried when neither repairs nor layers in float suffice. *make* gives its artifact, in *out* already.
+    """What is tried when neither repairs nor layers in float suffice. *make* gives its artifact, in *folder*.
 
-    It takes long: what it leaves in *out* when it is cut off, it goes on with the next time.
+    It takes long: what it leaves there when it is cut off, it goes on with the next time.
     """
 
     name: str
     make: Callable[[], Artifact]
+    folder: Path
 
 
 def repair(
@@ -54,7 +55,7 @@ def repair(
     """The artifact of a variant with a budget. Raises UsageError where no labelled images are.
 
     *make* converts the source into a folder. All files of the search are made elsewhere; the best comes to *out*,
-    byte for byte as it was measured.
+    byte for byte as it was measured. What a search by *last* left there goes with it.
     """
     assert variant.budget is not None
     if source.held_out is None:
@@ -111,10 +112,10 @@ def repair(
             )
         )
         found = replace(found, weighed_by=weighed[0] if weighed else "")
-        for one in made:
-            if one.path.parent == out and one is not made[place]:
-                _remove(one.path)
-        return _put(replace(made[place], repair=found, notes=(*made[place].notes, *_notes(found))), out)
+        best = _put(replace(made[place], repair=found, notes=(*made[place].notes, *_notes(found))), out)
+    if last:
+        files.remove(last.folder)
+    return best
 
 
 def _notes(found: Repair) -> tuple[str, ...]:

@@ -464,7 +464,7 @@ def test_a_family_as_litert_torch_writes_it(name: str, lowered: Lowered) -> None
 @pytest.mark.parametrize("name", HISTOGRAMS)
 def test_int8_files_are_xnnpacks_alone(name: str, lowered: Lowered, tmp_path: Path) -> None:
     made, content = lowered(name)
-    made.once("tflite float", lambda: plugins.load("converters", "tflite").Lowered(content=content))
+    made.once("tflite float", lambda: export.Lowered(content=content))
     variants = [Variant(target="tflite", precision=precision) for precision in ("fp32", "int8")]
     pictures = convert.noise((SIDE, SIDE, 3), 4)
     for file in convert.convert(made, variants, pictures, tmp_path, lambda text, share: None):

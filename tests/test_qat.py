@@ -1,29 +1,32 @@
 """Quantization-aware training: the network in torch computes what the files compute, learns, and goes back."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from edgekit import artifact as artifacts
 from edgekit import calibrate, convert, flatbuffer, models, plugins, repair
 from edgekit.artifact import Artifact
 from edgekit.calibrate.observe import logits
 from edgekit.dissect import File, Values
-from edgekit.errors import ConversionError, TrainingError, UsageError
-from edgekit.export import ExportSource, PixelClassifier, lessons
+from edgekit.errors import ConversionError, DataError, TrainingError, UsageError
+from edgekit.export import ExportSource, Lessons, PixelClassifier, lessons
 from edgekit.lower import lower
 from edgekit.parity import parity
 from edgekit.preprocess import preset
 from edgekit.qat import Network, learn
 from edgekit.qat.kernels import kernel
-from edgekit.qat.network import LINEAR
 from edgekit.quiet import quiet
-from edgekit.recipe import ModelSpec, Variant
+from edgekit.recipe import CalibrationSpec, ModelSpec, Variant
 from edgekit.trainspec import AugmentSpec, QatSpec
 from tests import guilty_models
 from tests.guilty_models import LABELS, Fault
@@ -77,18 +80,14 @@ def test_each_operator_rounds_as_the_files_does(name: str) -> None:
     values = Values(file)
     values.run_(image[0])
     compared = 0
-    for step, run, activation in zip(network._steps, network._kernels, network._activations, strict=True):
+    for place, step in enumerate(network._steps):
         name = file.names.get(step.output, "")
         held = [file.names.get(index) in values.holders or index in file.constants for index in step.inputs]
         if step.round is None or name not in values.holders or not all(held):
             continue
         given = {i: torch.from_numpy(values[file.names[i]].copy()) for i in step.inputs if i not in file.constants}
         with torch.no_grad():
-            inputs = [network._value(index, given) for index in step.inputs]
-            if step.kind in LINEAR:
-                inputs[1:] = network._rounded_weights(step, inputs[1:])
-            x = inputs[0] if run is None else run(inputs, step.options)
-            x = network._rounded(x if activation is None else activation(x), step.round)
+            x = network._result(place, [network._value(index, given) for index in step.inputs])
             steps = (x - torch.from_numpy(values[name].copy())) / network._scale(step.round)
         assert float((steps.abs() > 0.5).float().mean()) < 1e-2, (step.kind, name)
         assert float(steps.abs().max()) < 1.5, (step.kind, name)
@@ -108,6 +107,77 @@ def test_what_was_not_trained_goes_back_as_it_was() -> None:
         if one.quantization is not None and one.quantization.scale is not None and len(one.quantization.scale):
             assert np.allclose(one.quantization.scale, other.quantization.scale, rtol=1e-5), one.name
             assert list(one.quantization.zeroPoint) == list(other.quantization.zeroPoint), one.name
+
+
+class Toy(nn.Module):
+    """A stem (float in int8 files), a body that is given, and a dense layer."""
+
+    def __init__(self, body: Callable[["Toy", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.conv, self.join = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(16, 8, 1)
+        self.early, self.norm, self.dense = nn.Conv2d(3, 3, 3, 1, 1, groups=3), nn.BatchNorm2d(8), nn.Linear(8, 10)
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.dense(self.body(self, x).mean((2, 3)))
+        return logits
+
+
+def joined(net: Toy, x: Tensor) -> Tensor:
+    """What goes into the concatenation is read by others as well, in a range of its own."""
+    first: Tensor = net.stem(x).relu()
+    second = 0.1 * net.conv(first)
+    return cast(Tensor, net.join(torch.cat([second, first], 1)).relu() + second + first)
+
+
+TOYS: dict[str, Callable[[Toy, Tensor], Tensor]] = {
+    "an average pool has one range": lambda net, x: net.conv(F.avg_pool2d(net.stem(x).relu(), 2)).relu(),
+    "an average pool with padding": lambda net, x: net.conv(
+        F.avg_pool2d(net.stem(x).relu(), 3, 1, 1, count_include_pad=False)
+    ),
+    "a concatenation among others": joined,
+    "pixels are rounded": lambda net, x: net.conv(net.stem(net.early(x).relu()).relu()),
+    "pixels are pooled": lambda net, x: net.conv(net.stem(F.max_pool2d(x, 2)).relu()),
+    "two stems": lambda net, x: net.conv(net.stem(x).relu() + net.stem(x + 1)),
+    "constants are rounded": lambda net, x: net.conv(net.norm(y := net.stem(x).relu()).relu()) + y,
+    "a layer used twice": lambda net, x: net.conv(net.conv(net.stem(x).relu()).relu()).relu(),
+}
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_the_file_has_the_ranges_that_were_learned(name: str) -> None:
+    """All that learns is moved by chance: the file that is made of it still computes what the network does."""
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(0)
+        randomise_(net := Toy(TOYS[name]))
+        exact = lower(PixelClassifier(net, preset("imagenet", SIDE, SIDE)).eval(), (1, SIDE, SIDE, 3))
+        observed = calibrate.observe(exact, convert.noise((SIDE, SIDE, 3), 24, seed=1))
+        network = Network(exact, tflite._quantize(exact, "int8", calibrate.by_rule(observed, "min-max").ranges))
+        amounts = {"weight": 0.02, "scale": 0.2, "zero": 8.0}
+        for kind, parameters in network.groups().items():
+            for one in parameters:
+                one.data += amounts[kind] * torch.randn(one.shape)
+        images = convert.noise((SIDE, SIDE, 3), 32)
+        with torch.no_grad():
+            rounded = network(torch.from_numpy(images).float()).numpy()
+        content = tflite._quantize(network.trained_file(), "int8", network.ranges())
+        assert parity(logits(content, images), rounded).sqnr_db > 70
+
+
+def test_a_softmax_at_the_end_is_left_out_of_the_loss() -> None:
+    """Scores between 0 and 1 would all seem alike to a loss that takes their softmax."""
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(0)
+        net = nn.Sequential(Toy(TOYS["a layer used twice"]), nn.Softmax(1))
+        exact = lower(PixelClassifier(net, preset("imagenet", SIDE, SIDE)).eval(), (1, SIDE, SIDE, 3))
+        observed = calibrate.observe(exact, images := convert.noise((SIDE, SIDE, 3), 24, seed=1))
+        network = Network(exact, tflite._quantize(exact, "int8", calibrate.by_rule(observed, "min-max").ranges))
+        pixels = torch.from_numpy(images).float()
+        with torch.no_grad():
+            scores, before = network(pixels), network(pixels, logits=True)
+    assert torch.allclose(scores.sum(1), torch.ones(len(images)), atol=0.03)
+    assert torch.allclose(before.softmax(1), scores, atol=1 / 256)
+    assert not torch.allclose(before, scores, atol=0.05)
 
 
 def taught(fault: Fault) -> ExportSource:
@@ -196,10 +266,91 @@ def test_training_is_the_last_resort_of_a_budget(tmp_path: Path, monkeypatch: py
 def test_a_last_resort_that_is_no_better_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repair, "REPAIRS", {})
     monkeypatch.setattr(repair, "MOST_FLOAT", 0.0)
+    own = converted("range", tmp_path, epochs=1, batch_size=128)
     made = repaired(0.0, tmp_path, 1e-12)
     assert made.repair is not None
     assert (made.repair.met, made.precision) == (False, "int8")
-    assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {"tflite-int8"}
+    assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {"tflite-int8", "tflite-int8-qat"}
+    assert artifacts.read(own.path) == own, "a training that was asked for by itself stays"
+
+
+def test_a_search_that_was_cut_off_goes_on_with_its_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guilty_models, "FACTOR", 200.0)
+    monkeypatch.setattr(repair, "REPAIRS", {})
+    monkeypatch.setattr(repair, "MOST_FLOAT", 0.0)
+    with monkeypatch.context() as patch:
+        cut_off_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            repaired(2.0, tmp_path, 5e-3)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["tflite-int8-qat.training"]
+    made = repaired(2.0, tmp_path, 5e-3)
+    assert any("after epoch 2" in note for note in made.notes)
+    assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {"tflite-int8-qat"}
+
+
+@pytest.mark.parametrize(("budget", "told"), [(100.0, False), (0.0, True)])
+def test_images_of_other_classes_calibrate_but_do_not_teach(
+    budget: float, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guilty_models, "FACTOR", 200.0)
+    monkeypatch.setattr(repair, "REPAIRS", {})
+    monkeypatch.setattr(repair, "MOST_FLOAT", 0.0)
+    split = guilty_models.split(60, seed=5)
+    source = replace(taught("range"), lessons=partial(lessons, split, ("red", "green", "cat"), LABELS))
+    variant = Variant(target="tflite", precision="int8", max_drop=budget)
+    images = guilty_models.images(64, seed=4)[0]
+    [made] = convert.convert(source, [variant], images, tmp_path, lambda *_: None)
+    assert any("not trained" in note and "does not know: cat" in note for note in made.notes) == told
+    assert artifacts.read(made.path) == made
+    # Who asks for training is told before the long work.
+    monkeypatch.setattr(calibrate, "observe", None)
+    with pytest.raises(DataError, match="does not know: cat"):
+        convert.convert(
+            source, [Variant(target="tflite", precision="int8-qat")], images, tmp_path, lambda *_: None
+        )
+
+
+def test_classes_without_an_image_are_named(tmp_path: Path) -> None:
+    split = guilty_models.split(60, seed=5)
+    source = replace(taught("none"), lessons=lambda: Lessons(split=split, truth=(1,) * len(split)))
+    variant = Variant(target="tflite", precision="int8-qat", qat=QatSpec(epochs=1))
+    [made] = convert.convert(source, [variant], guilty_models.images(8, seed=4)[0], tmp_path, lambda *_: None)
+    assert "no image to train on of 2 of 3 classes: red, blue" in made.notes
+
+
+def test_training_starts_from_the_float_weights() -> None:
+    with pytest.raises(ValueError, match="leave out correct_biases and adaround"):
+        Variant(
+            target="tflite",
+            precision="int8-qat",
+            calibration=CalibrationSpec(equalize=True, correct_biases=True, adaround=True),
+        )
+
+
+def test_layers_that_share_a_bias_get_one_each() -> None:
+    """As TFLite's converters store biases of all zeros."""
+    exact, _ = files_of("mobilenet_v1")
+    model = flatbuffer.unpack(exact)
+    graph = model.subgraphs[0]
+    found = [
+        one for one in graph.operators if len(one.inputs) == 3 and graph.tensors[one.inputs[2]].shape[0] == 256
+    ]
+    assert len(found) > 3
+    for one in found[1:]:
+        one.inputs = [*one.inputs[:2], found[0].inputs[2]]
+    images = convert.noise((SIDE, SIDE, 3), 4)
+    with quiet():
+        before = logits(flatbuffer.pack(model), images)
+        flatbuffer.unshare_biases_(model)
+        content = flatbuffer.pack(model)
+        assert np.array_equal(before, logits(content, images))
+        observed = calibrate.observe(content, images)
+        int8 = tflite._quantize(content, "int8", calibrate.by_rule(observed, "min-max").ranges)
+        network = Network(content, int8)
+        assert parity(before, logits(network.trained_file(), images)).sqnr_db > 100
+    assert len(set(network._trained.values())) == len(network._trained)
 
 
 def test_a_budget_and_its_last_resort_are_one_file(tmp_path: Path) -> None:
@@ -211,21 +362,26 @@ def test_a_budget_and_its_last_resort_are_one_file(tmp_path: Path) -> None:
         convert.check(both)
 
 
+def cut_off_after(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt trainings when the state of this epoch is stored."""
+    module = sys.modules["edgekit.qat.learn"]  # the package has a function of this name
+    save = module._save
+
+    def cut_off(path: Path, key: str, epoch: int, *rest: object) -> None:
+        save(path, key, epoch, *rest)
+        if epoch == last:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_save", cut_off)
+
+
 def test_a_cut_off_training_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, spec = taught("weights"), QatSpec(epochs=3, batch_size=64)
     assert source.lessons is not None
     whole, cut = network_of("weights"), network_of("weights")
     assert learn(whole, source.lessons(), spec, tmp_path / "whole") == ()
 
-    module = sys.modules["edgekit.qat.learn"]  # the package has a function of this name
-    save = module._save
-
-    def cut_off(path: Path, key: str, epoch: int, *rest: object) -> None:
-        save(path, key, epoch, *rest)
-        if epoch == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "_save", cut_off)
+    cut_off_after(2, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         learn(cut, source.lessons(), spec, tmp_path / "cut")
     monkeypatch.undo()

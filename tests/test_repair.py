@@ -214,11 +214,13 @@ def test_the_answer_under_the_other_name_goes_and_a_plain_file_stays(tmp_path: P
     assert path_of(searched, ".tflite", tmp_path).name == "tflite-int8-mixed.tflite"
 
 
-def test_two_variants_that_end_in_one_file_are_one_artifact(tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_variants_that_end_in_one_file_are_one_artifact(order: int, tmp_path: Path) -> None:
     images = guilty_models.images(64, seed=4)[0]
     both = [INT8, replace(INT8, precision="int8-mixed")]
-    [made] = convert.convert(guilty_models.source("none"), both, images, tmp_path, lambda *_: None)
+    [made] = convert.convert(guilty_models.source("none"), both[::order], images, tmp_path, lambda *_: None)
     assert made.repair is not None
+    assert artifacts.read(made.path) == made
     with pytest.raises(UsageError, match="int8 with max_drop and int8-mixed give the same file: leave out one"):
         convert.check([replace(INT8, max_drop=1.0), both[1]])
 
@@ -441,6 +443,24 @@ def test_a_recipe_with_max_drop_is_followed_once(tmp_path: Path, monkeypatch: py
     assert "convert: 1 files" in said
     follow()
     assert "convert: 1 files: done already" in said
+
+
+def test_a_recipe_with_a_search_before_the_file_that_it_ends_in(tmp_path: Path) -> None:
+    from edgekit import pipeline
+    from edgekit.cli.terminal import Silent
+
+    mixed = RECIPE.replace('"int8"', '"int8-mixed"')
+    text = mixed + '[[variant]]\ntarget = "tflite"\nprecision = "int8"\ncalibration = { method = "min-max" }\n'
+
+    def follow(text: str) -> Artifact:
+        pipeline.run("digits", listener=Silent(), text=text, out=tmp_path, until="convert")
+        return artifacts.read(tmp_path / "artifacts" / "tflite-int8.tflite")
+
+    made = follow(text)
+    assert made.repair is not None
+    assert follow(text) == made
+    again = follow(text.replace('"int8"\ncalibration = { ', '"int8"\ncalibration = { images = 20, '))
+    assert again.repair is not None, "the plain file was made anew, and the search after it"
 
 
 def test_a_run_ends_with_status_1_where_the_budget_is_not_met(

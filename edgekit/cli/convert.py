@@ -45,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-drop",
         type=points,
         metavar="POINTS",
-        help="of top-1 that int8 may lose: else its weights are repaired, and layers stay in float",
+        help="of top-1 that int8 may lose: else its weights are repaired, layers stay in float, and at last it is "
+        "trained (int8-qat)",
     )
     parser.add_argument("--data", metavar="DIR|NAME", help="labelled images on which --max-drop is measured")
     parser.add_argument(
@@ -55,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="uint8 (default): raw pixels in, float logits out; int8, for microcontrollers: pixels less 128 in, "
         "int8 logits out, no float between them",
     )
-    parser.add_argument("--qat-epochs", type=count, metavar="N", help="of training for int8-qat; default 2")
+    parser.add_argument(
+        "--qat-epochs", type=count, metavar="N", help="of training for int8-qat and --max-drop; default 2"
+    )
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="a .safetensors or .pt file of tensors, or imagenet"
     )
@@ -104,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
     from edgekit import convert
     from edgekit.errors import UsageError
+    from edgekit.recipe import QAT
     from edgekit.schema import encode
     from edgekit.trainspec import QatSpec
 
@@ -112,6 +116,10 @@ def run(args: argparse.Namespace) -> int:
     precisions = _all(target, terminal) if asked == "all" else asked.split(",")
     variants = _variants(args.target, precisions, args.max_drop, args.io)
     if args.qat_epochs:
+        if not any(
+            one.precision == QAT or (one.precision == "int8" and one.max_drop is not None) for one in variants
+        ):
+            raise UsageError(f"--qat-epochs is for training: give --quantize {QAT}, or int8 with --max-drop")
         variants = [replace(one, qat=QatSpec(epochs=args.qat_epochs)) for one in variants]
     convert.check(variants)
 

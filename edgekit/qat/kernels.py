@@ -15,8 +15,13 @@ from edgekit import flatbuffer
 from edgekit.errors import ConversionError
 
 Kernel = Callable[[Sequence[Any], Any], Tensor]
-# What these give are values that they took, so that their integers have one scale.
-PASSING = ("PAD", "PADV2", "MIRROR_PAD", "RESHAPE", "TRANSPOSE", "MAX_POOL_2D", "SLICE", "CONCATENATION")
+# What these give are values that they took, so that their integers have one scale: that of what they take, and for
+# the latter that of what they give.
+PASSING = (
+    *("PAD", "MIRROR_PAD", "RESHAPE", "TRANSPOSE", "MAX_POOL_2D", "SLICE"),
+    *(BY_OUTPUT := ("CONCATENATION", "PADV2", "MAXIMUM", "MINIMUM")),
+)
+ONE_SCALE = (*PASSING, "AVERAGE_POOL_2D")  # it rounds again
 
 
 def kernel(kind: str) -> Kernel:

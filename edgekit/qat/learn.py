@@ -77,8 +77,8 @@ def learn(network: Network, lessons: Lessons, spec: QatSpec, state: Path) -> tup
 
 def _loss(pupil: Network, teacher: Network, x_NHWC: Tensor, truth: Tensor, spec: QatSpec) -> Tensor:
     with torch.no_grad():
-        wanted = teacher(x_NHWC, rounding=False)
-    logits = pupil(x_NHWC)
+        wanted = teacher(x_NHWC, rounding=False, logits=True)
+    logits = pupil(x_NHWC, logits=True)
     t = spec.temperature  # its square, because the gradients of soft targets shrink by it
     soft = F.kl_div(
         (logits / t).log_softmax(1), (wanted / t).log_softmax(1), reduction="batchmean", log_target=True

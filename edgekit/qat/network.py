@@ -15,7 +15,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,12 +23,15 @@ from torch import Tensor, nn
 
 from edgekit import flatbuffer
 from edgekit.calibrate import Range
-from edgekit.dissect import BORDERS, File
-from edgekit.qat.kernels import PASSING, Kernel, fused, kernel
+from edgekit.dissect import BORDERS, File, replace_constant_
+from edgekit.errors import ConversionError
+from edgekit.qat.kernels import BY_OUTPUT, ONE_SCALE, PASSING, Kernel, fused, kernel
 
 LOWEST, HIGHEST = -128, 127  # of activations; weights have no -128
 FIXED = ("LOGISTIC", "TANH", "SOFTMAX", "LOG_SOFTMAX")  # TFLite prescribes the scale of what they give
 LINEAR = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+AVERAGES = ("AVERAGE_POOL_2D",)  # of integers, of which many lie half way between two
+TIE = 1e-4  # of a step
 SMALL = 1e-12
 
 
@@ -65,12 +68,14 @@ class Network(nn.Module):
         self._trained: dict[int, str] = {}  # constants that learn, and their names in the float file
         self._fixed: dict[int, Any] = {}
         self._roots = _same_ranges(file)
-        self._tensor_names = {index: name for index, name in file.names.items() if file.scale(index)}
+        self._tensor_names = _named(file, self._roots)
         self._steps = list(_steps(file, self._roots))
         self._kernels: list[Kernel | None] = [
             None if step.kind in BORDERS else kernel(step.kind) for step in self._steps
         ]
         self._activations = [fused(step.options) for step in self._steps]
+        last = next(step for step in reversed(self._steps) if step.kind not in BORDERS)
+        self._softmax = last.output if last.kind == "SOFTMAX" else None
         self._add_constants(file, constants)
         self._add_ranges(file)
 
@@ -78,12 +83,16 @@ class Network(nn.Module):
         users = {index: step for step in self._steps for index in step.inputs}
         for index in sorted(file.constants & users.keys()):
             step, name = users[index], self._names[index]
+            if name not in constants:
+                raise ConversionError(f"quantization-aware training finds no {name} in the float file")
             value = constants[name]
             if step.kind not in LINEAR or index == step.inputs[0]:
                 fixed = torch.from_numpy(value.copy())
                 self._fixed[index] = fixed if value.dtype.kind == "i" else None
                 if value.dtype.kind == "f":
+                    stored = torch.from_numpy(np.array(file.floats(index, file.stored(index, value))))
                     self.register_buffer(f"fixed{index}", fixed, persistent=False)
+                    self.register_buffer(f"stored{index}", stored, persistent=False)
                 continue
             weight = torch.from_numpy(value.copy())
             self._trained[index] = name
@@ -98,8 +107,12 @@ class Network(nn.Module):
             self.register_parameter(f"weight{index}", nn.Parameter(weight / unit))
 
     def _add_ranges(self, file: File) -> None:
-        """One for all tensors of a root. What is anchored at zero, as after ReLU, stays so."""
-        fixed = {self._roots[step.output] for step in self._steps if step.kind in FIXED and step.round is not None}
+        """One for all tensors of a root. What is anchored at zero, as after ReLU, stays so; so do pixels."""
+        fixed = {
+            self._roots[step.output]
+            for step in self._steps
+            if step.round is not None and (step.kind in FIXED or step.inputs[0] == self._input)
+        }
         for root in sorted({root for index, root in self._roots.items()}):
             found = file.scale(root)
             assert found is not None, "only tensors of integers have a range"
@@ -122,31 +135,58 @@ class Network(nn.Module):
                 found[name.rstrip("0123456789")].append(parameter)
         return found
 
-    def forward(self, pixels_NHWC: Tensor, rounding: bool = True) -> Tensor:
-        """*rounding* off: the float network with the weights as they are."""
+    def forward(self, pixels_NHWC: Tensor, rounding: bool = True, logits: bool = False) -> Tensor:
+        """*rounding* off: the float network with the weights as they are. *logits*: before a last softmax."""
         values: dict[int, Any] = {self._input: pixels_NHWC}
-        for step, run, activation in zip(self._steps, self._kernels, self._activations, strict=True):
-            inputs = [self._value(index, values) for index in step.inputs]
-            if rounding and step.kind in LINEAR:
-                inputs[1:] = self._rounded_weights(step, inputs[1:])
-            x: Tensor = inputs[0] if run is None else run(inputs, step.options)
-            x = x if activation is None else activation(x)
-            values[step.output] = self._rounded(x, step.round) if rounding and step.round is not None else x
+        for place, step in enumerate(self._steps):
+            if logits and step.output == self._softmax:
+                return cast(Tensor, values[step.inputs[0]])
+            values[step.output] = self._result(
+                place, [self._value(i, values, rounding) for i in step.inputs], rounding
+            )
             for index in step.last_use:
                 values.pop(index, None)
-        logits: Tensor = values[self._output]
-        return logits
+        return cast(Tensor, values[self._output])
 
-    def _value(self, index: int, values: dict[int, Any]) -> Any:
+    def _result(self, place: int, inputs: list[Any], rounding: bool = True) -> Tensor:
+        """What the operator gives of its inputs."""
+        step, run, activation = self._steps[place], self._kernels[place], self._activations[place]
+        if rounding and step.kind in LINEAR:
+            inputs[1:] = self._rounded_weights(step, inputs[1:])
+        x: Tensor = inputs[0] if run is None else run(inputs, step.options)
+        x = x if activation is None else activation(x)
+        if not rounding or step.round is None:
+            return x
+        if step.kind in AVERAGES:
+            x = x + self._outwards(x, step.round)
+        elif (before := self._roots.get(step.inputs[0])) is not None and step.kind == "QUANTIZE":
+            factor, little = self._inexact(before, step.round)
+            x = x * factor + little
+        return self._rounded(x, step.round)
+
+    def _value(self, index: int, values: dict[int, Any], rounding: bool = True) -> Any:
         if index in self._trained:
             return self.get_parameter(f"weight{index}") * self.get_buffer(f"unit{index}")
         if index in self._fixed:
             found = self._fixed[index]
-            return self.get_buffer(f"fixed{index}") if found is None else found
+            return self.get_buffer(f"{'stored' if rounding else 'fixed'}{index}") if found is None else found
         return values[index]
 
     def _scale(self, root: int) -> Tensor:
         return self.get_parameter(f"scale{root}").exp()
+
+    @torch.no_grad()
+    def _inexact(self, before: int, after: int) -> tuple[Tensor, Tensor]:
+        """XNNPACK's factor for integers that get another scale, over the right one, and what rounds ties up."""
+        scale = self._scale(after)
+        ratio = self._scale(before) / scale
+        return (256 * ratio).round() / 256 / ratio, scale * TIE
+
+    @torch.no_grad()
+    def _outwards(self, x: Tensor, root: int) -> Tensor:
+        """What makes half a step be rounded away from zero, and not to even."""
+        scale, zero_point = self._scale(root), self.get_parameter(f"zero{root}").clamp(LOWEST, HIGHEST)
+        return (x / scale + zero_point.round()).sign() * scale * TIE
 
     def _rounded(self, x: Tensor, root: int) -> Tensor:
         scale, zero_point = self._scale(root), self.get_parameter(f"zero{root}").clamp(LOWEST, HIGHEST)
@@ -186,10 +226,9 @@ class Network(nn.Module):
     def trained_file(self) -> bytes:
         """The float file with the weights as they are now."""
         model = flatbuffer.unpack(self.float_file)
-        tensors = {flatbuffer.text(tensor.name): tensor for tensor in model.subgraphs[0].tensors}
+        places = {flatbuffer.text(tensor.name): place for place, tensor in enumerate(model.subgraphs[0].tensors)}
         for index, name in self._trained.items():
-            value = self._value(index, {}).detach().cpu().contiguous().numpy()
-            model.buffers[tensors[name].buffer].data = value.reshape(-1).view(np.uint8)
+            replace_constant_(model, places[name], self._value(index, {}).detach().cpu().numpy())
         return flatbuffer.pack(model)
 
 
@@ -219,11 +258,24 @@ def _same_ranges(file: File) -> dict[int, int]:
         return index
 
     for found, taken, output in file.steps:
-        if found.kind in PASSING and output in roots:
+        if found.kind in ONE_SCALE and output in roots:
             for index in taken:
                 if index in roots and file.scale(index) == file.scale(output):
                     roots[root(output)] = root(index)
     return {index: root(index) for index in roots}
+
+
+def _named(file: File, roots: dict[int, int]) -> dict[int, str]:
+    """Integer tensors and the names under which the quantizer is told their ranges.
+
+    What goes into a concatenation among others is rounded for it once more, in its range: that copy has no name.
+    """
+    copies = {index for found, taken, _ in file.steps if found.kind in BY_OUTPUT for index in taken}
+    found: dict[str, int] = {}
+    for index in sorted(roots, key=lambda index: index in copies):
+        if index in file.names:
+            found.setdefault(file.names[index], index)
+    return {index: name for name, index in found.items()}
 
 
 def _steps(file: File, roots: dict[int, int]) -> Iterator[Step]:
@@ -233,6 +285,7 @@ def _steps(file: File, roots: dict[int, int]) -> Iterator[Step]:
         for (found, taken, output), operator in zip(file.steps, graph.operators, strict=True)
     ]
     last = {index: place for place, (_, taken, _, _) in enumerate(kept) for index in taken}
+    last |= dict.fromkeys(map(int, graph.outputs), len(kept))
     for place, (found, taken, output, options) in enumerate(kept):
         rounds = output in roots and not (
             found.kind in PASSING and all(roots.get(index) == roots[output] for index in taken if index in roots)
