@@ -100,7 +100,7 @@ class _Search:
                 kept=met or gain > 0,
                 p_value=pair.p_value,
                 size_bytes=trial.size_bytes,
-                seconds=round(time.perf_counter() - started, 1),
+                seconds=round(time.perf_counter() - started, 3),
             )
         )
         if met:
