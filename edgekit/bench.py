@@ -4,9 +4,11 @@ import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+
+import numpy as np
 
 from edgekit import __version__, files, inputs, result
 from edgekit.artifact import Artifact
@@ -51,6 +53,25 @@ def held_out(dataset: Dataset) -> Images:
         images_sha256=val.images_sha256,
         truth=val.labels,
         classes=dataset.classes,
+        read=read,
+    )
+
+
+def sample(images: Images, count: int) -> Images:
+    """*count* of the images, always the same ones; all of them where there are no more."""
+    total = len(images.truth)
+    if count >= total:
+        return images
+    chosen = np.sort(np.random.default_rng(0).permutation(total)[:count])
+
+    def read(preprocess: Preprocess) -> Pixels:
+        return images.read(preprocess)[chosen]
+
+    return replace(
+        images,
+        name=f"{images.name}, {count} of {total}",
+        images_sha256=files.sha256_of([images.images_sha256, chosen.tolist()]),
+        truth=tuple(images.truth[i] for i in chosen),
         read=read,
     )
 

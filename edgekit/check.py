@@ -11,7 +11,7 @@ from edgekit import files, plugins
 from edgekit.artifact import Artifact, TensorSpec
 from edgekit.device import BenchJob, Device, Entry, Progress
 from edgekit.errors import DeviceError
-from edgekit.measure import Telemetry
+from edgekit.measure import Telemetry, latency
 from edgekit.preprocess import Preprocess
 
 SECONDS = 2.0
@@ -50,12 +50,11 @@ def check(device: Device, progress: Progress) -> Checked:
         (outcome,) = device.run(job, progress)
     if outcome.error or outcome.measurement is None:
         raise DeviceError(f"{address}: {outcome.error or 'nothing was measured'}")
-    samples_ns = outcome.measurement.samples_ns
     return Checked(
         runtime=f"{outcome.runtime} {outcome.runtime_version}",
         delegate=outcome.delegate,
-        median_us=float(np.median(samples_ns)) / 1e3,
-        inferences=len(samples_ns),
+        median_us=1e3 * latency(outcome.measurement).p50_ms,
+        inferences=outcome.measurement.count,
         telemetry=_latest(outcome.telemetry),
         notes=outcome.notes,
     )

@@ -4,16 +4,25 @@
 address = "ssh://pi@raspberrypi.local"
 folder = "/mnt/ssd/edgekit"      # where edgekit keeps its files there; default ~/.edgekit
 python = "/usr/bin/python3.11"   # which Python runs there; default what fits
+
+[phone]
+address = "adb://R5CT1234567"
+benchmark_model = "~/android/benchmark_model"   # the program that measures there
+delegate = "gpu"                 # xnnpack (the default), gpu, nnapi or none
 """
 
 import os
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.parse import parse_qsl, quote
 
+from edgekit.benchmark_model import DELEGATES
 from edgekit.errors import UsageError, nearest
 from edgekit.schema import SchemaError, decode
+
+TAKES = ("folder", "python")  # what every device with a folder takes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,8 +31,17 @@ class Options:
 
     folder: str = "~/.edgekit"
     python: str = ""
+    benchmark_model: str = ""
+    delegate: str = ""
 
     def __post_init__(self) -> None:
+        if self.delegate and self.delegate not in DELEGATES:
+            hint = nearest(self.delegate, DELEGATES)
+            raise ValueError(f"delegate is {self.delegate!r}; choose from {', '.join(DELEGATES)}{hint}")
+        if self.delegate and not self.benchmark_model:
+            raise ValueError("delegate goes with benchmark_model: the agent takes XNNPACK")
+        if self.python and self.benchmark_model:
+            raise ValueError("python and benchmark_model exclude each other: the agent, or the program")
         if not self.folder.startswith(("/", "~/")):
             raise ValueError(f"folder is {self.folder!r}; it must begin with / or ~/")
         if self.folder.strip("/~") in ("", "home", "root", "usr", "tmp"):
@@ -37,11 +55,14 @@ class Named:
     address: str
     folder: str | None = None
     python: str | None = None
+    benchmark_model: str | None = None
+    delegate: str | None = None
 
     @property
     def full(self) -> str:
         """The address with its options."""
-        given = [(key, value) for key in ("folder", "python") if (value := getattr(self, key)) is not None]
+        keys = [one.name for one in fields(Options)]
+        given = [(key, value) for key in keys if (value := getattr(self, key)) is not None]
         return self.address + "".join(f"{'?&'[n > 0]}{key}={quote(value)}" for n, (key, value) in enumerate(given))
 
 
@@ -77,15 +98,18 @@ def resolve(address: str) -> str:
     return known[address].full if address in known else address
 
 
-def split(rest: str) -> tuple[str, Options]:
-    """The place and the options of what stands behind the scheme of an address. Raises UsageError."""
+def split(rest: str, takes: Sequence[str] = TAKES) -> tuple[str, Options]:
+    """The place and the options of what stands behind the scheme of an address. Raises UsageError.
+
+    *takes*: which options the device knows.
+    """
     place, _, query = rest.partition("?")
     try:
         given = parse_qsl(query, strict_parsing=True) if query else []
-        known = {field.name for field in fields(Options)}
-        if strange := [key for key, _ in given if key not in known]:
+        if strange := [key for key, _ in given if key not in takes]:
             raise ValueError(
-                f"unknown option {strange[0]!r}{nearest(strange[0], known)}; it takes folder and python"
+                f"unknown option {strange[0]!r}{nearest(strange[0], takes)}; it takes {', '.join(takes[:-1])} "
+                f"and {takes[-1]}"
             )
         return place, Options(**dict(given))
     except ValueError as error:

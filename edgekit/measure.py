@@ -26,11 +26,32 @@ class Telemetry:
     throttled: bool | None = None
     other_load: float | None = None  # cores kept busy by anything but the agent since the last reading
     free_memory_bytes: int | None = None
+    battery_percent: float | None = None
+    battery_temperature_c: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What a tool tells of a block of *count* inferences that it does not give one by one. Times in ns."""
+
+    block: int
+    start_ns: int
+    count: int
+    min_ns: float
+    p5_ns: float
+    median_ns: float
+    p95_ns: float
+    max_ns: float
+    mean_ns: float
+    std_ns: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
-    """Raw samples: per inference its duration, its start (ns on the device's monotonic clock), its block."""
+    """Raw samples: per inference its duration, its start (ns on the device's monotonic clock), its block.
+
+    Where the device's tool does not give them there are *summaries* instead, one a block, and no samples.
+    """
 
     samples_ns: tuple[int, ...]
     starts_ns: tuple[int, ...]
@@ -38,8 +59,16 @@ class Measurement:
     load_ms: float
     first_ms: float
     peak_memory_bytes: int | None = None
+    summaries: tuple[Summary, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """How many inferences were timed."""
+        return len(self.samples_ns) or sum(one.count for one in self.summaries)
 
     def __post_init__(self) -> None:
+        if self.samples_ns and self.summaries:
+            raise ValueError("samples and summaries exclude each other")
         if not len(self.samples_ns) == len(self.starts_ns) == len(self.blocks):
             raise ValueError("samples_ns, starts_ns and blocks differ in length")
         if min(self.samples_ns, default=1) < 1:
@@ -48,25 +77,50 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Latency:
-    """Statistics of a measurement. *p99_ms* is None below 1,000 samples."""
+    """Statistics of a measurement. *p99_ms* is None below 1,000 samples.
+
+    *summarized*: no single inference is known. Then p50 is the median of the blocks' medians, and p90 and p99 are
+    None; drift is that of the blocks, and a drift inside of one does not show.
+    """
 
     count: int
     p50_ms: float
-    p90_ms: float
+    p90_ms: float | None
     p99_ms: float | None
     min_ms: float
     block_medians_ms: tuple[float, ...]
     drift: float  # median of the second half of the samples over that of the first, minus 1
     spread: float  # how far a block median lies from the median of all, at most, as a share of it
+    summarized: bool = False
+
+
+def block_medians_ms(measurement: Measurement) -> dict[int, float]:
+    """The median of each block."""
+    if measurement.summaries:
+        return {one.block: one.median_ns / 1e6 for one in measurement.summaries}
+    samples_ms, blocks = np.asarray(measurement.samples_ns, np.float64) / 1e6, np.asarray(measurement.blocks)
+    return {int(block): float(np.median(samples_ms[blocks == block])) for block in np.unique(blocks)}
 
 
 def latency(measurement: Measurement) -> Latency:
-    """The statistics of at least one sample. Raises ValueError for none."""
+    """The statistics of at least one inference. Raises ValueError for none."""
+    medians = tuple(block_medians_ms(measurement).values())
+    if measurement.summaries:
+        p50 = float(np.median(medians))
+        return Latency(
+            count=measurement.count,
+            p50_ms=p50,
+            p90_ms=None,
+            p99_ms=None,
+            min_ms=min(one.min_ns for one in measurement.summaries) / 1e6,
+            block_medians_ms=medians,
+            drift=_drift(np.asarray(medians)),
+            spread=max(abs(median - p50) for median in medians) / p50,
+            summarized=True,
+        )
     samples_ms = np.asarray(measurement.samples_ns, np.float64) / 1e6
     if not len(samples_ms):
         raise ValueError("no samples")
-    blocks = np.asarray(measurement.blocks)
-    medians = tuple(float(np.median(samples_ms[blocks == block])) for block in np.unique(blocks))
     p50, p90, p99 = (float(np.percentile(samples_ms, q)) for q in (50, 90, 99))
     return Latency(
         count=len(samples_ms),
@@ -101,9 +155,9 @@ class Validity:
 def judge(measurement: Measurement, telemetry: Sequence[Telemetry], notes: Sequence[str] = ()) -> Validity:
     """The verdict on a latency run. *notes* are reasons that the device itself gave (emulated, fell back)."""
     reasons = list(notes)
-    if len(measurement.samples_ns) < MIN_SAMPLES:
-        reasons.append(f"too few samples: {len(measurement.samples_ns)} of {MIN_SAMPLES}")
-    if measurement.samples_ns:
+    if measurement.count < MIN_SAMPLES:
+        reasons.append(f"too few samples: {measurement.count} of {MIN_SAMPLES}")
+    if measurement.count:
         found = latency(measurement)
         if abs(found.drift) > MAX_DRIFT:
             reasons.append(f"drift of {100 * found.drift:+.0f} % between the halves of the run")

@@ -28,12 +28,15 @@ print("python", sys.argv[1], platform.python_version(), 8 * struct.calcsize("P")
 
 SCRIPT = """
 echo "home $HOME"
-echo "system $(uname -s)"
+sdk=$(getprop ro.build.version.sdk 2>/dev/null)
+echo "system $([ -n "$sdk" ] && echo Android || uname -s)"
 echo "machine $(uname -m)"
 echo "bits $(getconf LONG_BIT 2>/dev/null)"
 echo "glibc $(getconf GNU_LIBC_VERSION 2>/dev/null)"
 echo "features $(sed -n -e 's/^Features[^:]*://p' -e 's/^flags[^:]*://p' /proc/cpuinfo 2>/dev/null | head -n 1)"
 folder=FOLDER
+# Android's shell has a home folder that is not its own, and may run programs in one place only.
+[ -z "$sdk" ] || [ "$folder" != "$HOME/.edgekit" ] || folder=/data/local/tmp/edgekit
 echo "folder $folder"
 if mkdir -p "$folder" 2>/dev/null && probe="$folder/.probe$$" && printf '#!/bin/sh\\n' 2>/dev/null > "$probe"; then
     echo "writable yes"
@@ -144,7 +147,9 @@ def faults(facts: Facts) -> list[str]:
             f"{units.size(facts.free_bytes)} are free in {facts.folder}, and {units.size(NEEDED_FREE_BYTES)} are "
             "needed: make room, or ADDRESS?folder=/path"
         )
-    if not facts.pythons:
+    if not facts.pythons and facts.system == "Android":
+        found.append("a phone has no Python: name the program that measures: ADDRESS?benchmark_model=PATH")
+    elif not facts.pythons:
         found.append("it has no Python 3: sudo apt install python3")
     elif all(one.minor < OLDEST for one in facts.pythons):
         newest = max(facts.pythons, key=lambda one: one.minor)

@@ -119,7 +119,7 @@ def install(transport: Transport, facts: Facts, plan: Plan, progress: Progress) 
 def remove(transport: Transport, facts: Facts) -> None:
     """Take away all that edgekit has put there. Raises DeviceError for a folder that is not its own."""
     folder = shlex.quote(facts.folder)
-    known = "agent cache visits site lock runtime.json runtime.json.part .edgekit"
+    known = "agent cache visits site lock phone.lock runtime.json runtime.json.part .edgekit"
     listed = output(
         transport,
         f"cd {folder} 2>/dev/null || exit 0; for name in $(ls -A); do case ' {known} ' in *\" $name \"*) ;; "

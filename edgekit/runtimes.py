@@ -36,7 +36,9 @@ def choose(facts: Facts, address: str) -> Runtime:
     """The best that the machine can run. Raises DeviceError: why there is none, and what would help."""
     machine, cause = NAMES.get(facts.machine.lower(), facts.machine), ""
     glibc = _number(facts.glibc)
-    if facts.system != "Linux":
+    if facts.system == "Android":
+        cause = "there is no LiteRT wheel for Android, and nothing to set up: ADDRESS?benchmark_model=PATH"
+    elif facts.system != "Linux":
         cause = f"it runs {facts.system}: install ai-edge-litert there yourself, in the Python that runs first"
     elif not facts.glibc:
         cause = "its C library is not glibc, and no wheel of LiteRT is for another: use Debian, Ubuntu or Fedora"

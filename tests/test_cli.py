@@ -69,7 +69,7 @@ BAD = [
         ("run", "quickstart", "--device", "telepathy://x"),
         2,
         "unknown device 'telepathy'",
-        "choose from fake, local",
+        "choose from adb, fake, local",
     ),
     (("run", "quickstart", "--device", "fake://pi9"), 2, "'pi9'", "pi5"),
     (("run", "quickstart", "--out", "taken"), 2, "taken exists and is no run of edgekit", "--out"),
@@ -91,6 +91,12 @@ BAD = [
         2,
         "--io int8 is for int8 alone",
         "give --quantize int8, not int8,fp16",
+    ),
+    (
+        ("convert", "empty", "--target", "tflite", "--quantize", "int8", "--qat-epochs", "3"),
+        2,
+        "--qat-epochs is for training",
+        "give --quantize int8-qat, or int8 with --max-drop",
     ),
     (
         ("convert", "empty", "--target", "tflite", "--quantize", "int8", "--io", "int8", "--max-drop", "1"),

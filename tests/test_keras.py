@@ -20,6 +20,7 @@ from edgekit.export import calibration_images, labelled
 from edgekit.preprocess import Pixels, Preprocess, normalized, preset
 from edgekit.recipe import CalibrationSpec, Variant
 from edgekit.source import Found
+from edgekit.trainspec import QatSpec
 
 pytestmark = [
     pytest.mark.skipif(find_spec("tensorflow") is None, reason="the extra keras is not installed"),
@@ -428,6 +429,31 @@ def test_a_damaged_folder(lost: str, folder: Path, tmp_path: Path) -> None:
     truncated(tmp_path / "saved" / lost)
     with pytest.raises(CheckpointError, match=r"saved cannot be read: \w+"):
         find(tmp_path / "saved")
+
+
+def test_layers_without_biases_learn_apart(tmp_path: Path) -> None:
+    """TFLiteConverter stores zeros once for all layers of a width that have no bias."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    image = layers.Input((SIDE, SIDE, 3))
+    x = layers.Conv2D(8, 3, 2, "same", activation="relu", use_bias=False)(image)
+    for _ in range(2):
+        x = layers.Conv2D(8, 3, padding="same", activation="relu", use_bias=False)(x)
+    x = layers.GlobalAveragePooling2D()(layers.AveragePooling2D(2)(x))
+    keras.Model(image, layers.Dense(10, activation="softmax")(x)).save(tmp_path / "zeros.keras")
+    one = find(tmp_path / "zeros.keras", calibrate="digits", labels=tuple(map(str, range(10)))).source
+    variant = Variant(target="tflite", precision="int8-qat", qat=QatSpec(epochs=1))
+    pixels = digits("val").split.sample(64)
+    [made] = convert.convert(one, [variant], pixels, tmp_path, quiet_progress)
+    assert made.parity is not None
+    assert made.parity.top1_agreement > 0.9
+    content = one.float_tflite()
+    assert content is not None
+    graph = flatbuffer.unpack(content.content).subgraphs[0]
+    biases = [int(operator.inputs[2]) for operator in graph.operators if len(operator.inputs) == 3]
+    assert len(biases) == len(set(biases)) >= 4
 
 
 def test_options_that_do_not_fit(folder: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from edgekit.measure import Measurement, Telemetry, judge, latency
+from edgekit.measure import Measurement, Summary, Telemetry, judge, latency
 
 
 def measured(samples_us: Sequence[float], blocks: int = 1) -> Measurement:
@@ -109,3 +109,28 @@ def test_the_devices_own_doubts_come_first() -> None:
     hot = Telemetry(time_ns=0, throttled=True)
     found = reasons(STEADY, hot, notes=("the delegate fell back",))
     assert found == ("the delegate fell back", "the device throttled")
+
+
+def test_blocks_of_which_only_a_summary_is_known() -> None:
+    def block(number: int, median_ms: float) -> Summary:
+        times = dict.fromkeys(("p5_ns", "median_ns", "p95_ns", "max_ns", "mean_ns"), median_ms * 1000000.0)
+        return Summary(block=number, start_ns=number, count=50, min_ns=9e5, std_ns=0.0, **times)
+
+    def of(*medians_ms: float) -> Measurement:
+        summaries = tuple(block(number, value) for number, value in enumerate(medians_ms))
+        return Measurement(samples_ns=(), starts_ns=(), blocks=(), summaries=summaries, load_ms=1.0, first_ms=1.0)
+
+    found = latency(of(1.0, 1.01, 1.02))
+    assert found.summarized
+    assert found.p50_ms == pytest.approx(1.01)
+    assert (found.count, found.p90_ms, found.p99_ms) == (150, None, None)
+    assert found.min_ms == pytest.approx(0.9)
+    assert judge(of(1.0, 1.01, 1.02), ()).valid
+    assert judge(of(1.0, 1.01), ()).reasons == ("too few samples: 100 of 128",)
+    reasons = " ".join(judge(of(1.0, 1.0, 1.2, 1.2), ()).reasons)
+    assert "drift of +20 %" in reasons
+    assert "a block's median lies 9 % off" in reasons
+    with pytest.raises(ValueError, match="exclude each other"):
+        Measurement(
+            samples_ns=(1,), starts_ns=(1,), blocks=(0,), summaries=(block(0, 1.0),), load_ms=1.0, first_ms=1.0
+        )

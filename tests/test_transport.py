@@ -1,4 +1,4 @@
-"""Commands and files on another machine: the same facts for this one and for one over SSH."""
+"""Commands and files on another machine: the same facts for this one, for one over SSH and for one over adb."""
 
 import os
 import sys
@@ -11,11 +11,13 @@ import pytest
 
 from edgekit import files
 from edgekit.errors import DeviceError
-from edgekit.transport import TIMED_OUT, Ended, LinkLost, Transport, limited, output, reconnect
+from edgekit.transport import TIMED_OUT, Ended, LinkLost, Transport, adb_connect, limited, output, reconnect
+from edgekit.transport.adb import AdbTransport
 from edgekit.transport.local import LocalTransport
 from edgekit.transport.push import parcel, push
 from edgekit.transport.ssh import SshTransport
 from edgekit.transport.ssh_connect import Target
+from tests import adb_devices
 from tests.ssh_servers import Server, serving
 from tests.test_ssh import board, home  # noqa: F401 (a fixture)
 
@@ -28,11 +30,19 @@ def server(tmp_path: Path, home: Path) -> Iterator[Server]:  # noqa: F811
         yield server
 
 
-@pytest.fixture(params=["local", "ssh"])
+@pytest.fixture
+def adb_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[adb_devices.Board]:
+    with adb_devices.running(tmp_path / "adb", monkeypatch) as board:
+        yield board
+
+
+@pytest.fixture(params=["local", "ssh", pytest.param("adb", marks=(pytest.mark.adbd, adb_devices.needs_adbd))])
 def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Transport]:
     made: Transport
     if request.param == "local":
         made = LocalTransport()
+    elif request.param == "adb":
+        made = AdbTransport(adb_connect.parse(request.getfixturevalue("adb_board").serial))
     else:
         made = SshTransport(Target(host="127.0.0.1", port=request.getfixturevalue("server").port))
     made.connect()
@@ -142,7 +152,7 @@ def test_a_disk_that_is_too_small(transport: Transport, tmp_path: Path, monkeypa
 
 def test_a_disk_that_fills_up_says_so(transport: Transport, tmp_path: Path) -> None:
     (tmp_path / "there").symlink_to("/dev/full")
-    if isinstance(transport, SshTransport):
+    if not isinstance(transport, LocalTransport):
         with pytest.raises(DeviceError, match="No space left on device"):
             transport.send(big(tmp_path), f"{tmp_path}/there", offset=0, sent=lambda count: None)
 

@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", choices=("val", "train", "all"), help="which images; default those held out, else all"
     )
+    parser.add_argument(
+        "--accuracy-samples", type=int, metavar="N", help="so many of the images only, always the same: for phones"
+    )
     parser.add_argument("--threads", type=numbers, help="thread counts, as 1,2,4; default 1, a sweep for one file")
     parser.add_argument("--quick", action="store_true", help="128 inferences and 10 s a file, not 1,024 and 60 s")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go; default results/TIME")
@@ -47,13 +50,17 @@ def run(args: argparse.Namespace) -> int:
     from datetime import datetime
 
     from edgekit import report
-    from edgekit.bench import bench
+    from edgekit.bench import bench, sample
     from edgekit.device import open_device
     from edgekit.recipe import QUICK, BenchSpec
 
     terminal, spec = Terminal(), QUICK if args.quick else BenchSpec()
     found, whole = _artifacts(args)
+    if args.accuracy_samples is not None and (args.accuracy_samples < 1 or not args.data):
+        raise UsageError("--accuracy-samples takes a number from 1 on, and goes with --data")
     images = _images(args, found[0].preprocess) if args.data else None
+    if images and args.accuracy_samples:
+        images = sample(images, args.accuracy_samples)
     if images is None:
         terminal.say("bench: no --data, so latency on noise and no accuracy")
     out = args.out or Path("results") / datetime.now().strftime("%Y-%m-%d-%H%M%S")

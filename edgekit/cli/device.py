@@ -109,7 +109,7 @@ def _setup(args: argparse.Namespace) -> int:
     module, terminal = plugins.load("devices", scheme), Terminal()
     if not hasattr(module, "transport"):
         raise UsageError(f"{address} needs no setup: what runs there is installed with pip")
-    _, options = inventory.split(rest)
+    _, options = inventory.split(rest, getattr(module, "TAKES", inventory.TAKES))
     channel: Transport = module.transport(address, rest)
     try:
         facts = preflight.read(channel, options.folder, options.python)

@@ -57,7 +57,8 @@ def _latency(row: Row) -> Cell:
     found = row.latency
     if found is None:
         return Cell(NOT_MEASURED if row.result is None else "no samples")
-    tail = f"p90 {figure(found.p90_ms)}" + (f", p99 {figure(found.p99_ms)}" if found.p99_ms is not None else "")
+    quantiles = (("p90", found.p90_ms), ("p99", found.p99_ms))
+    tail = ", ".join(f"{name} {figure(value)}" for name, value in quantiles if value is not None)
     return Cell(f"{figure(found.p50_ms)} ms{' ?' if row.reasons else ''}", tail, found.p50_ms)
 
 

@@ -49,11 +49,12 @@ def figures(row: Row) -> list[tuple[str, str]]:
     found, result = row.latency, row.result
     assert found is not None
     assert result is not None
-    p99 = "" if found.p99_ms is None else f", p99 {figure(found.p99_ms)}"
+    quantiles = (("p90", found.p90_ms), ("p99", found.p99_ms), ("min", found.min_ms))
+    tail = ", ".join(f"{name} {figure(value)}" for name, value in quantiles if value is not None)
     memory = result.measurement.peak_memory_bytes
     top1, top5, parity = row.top1, row.top5, row.artifact.parity
     return [
-        ("Latency", f"{figure(found.p50_ms)} ms (p90 {figure(found.p90_ms)}{p99}, min {figure(found.min_ms)})"),
+        ("Latency", f"{figure(found.p50_ms)} ms ({tail})"),
         ("Speed", "" if row.is_reference else typeset(row.speed_words)),
         ("Blocks", f"{len(found.block_medians_ms)}, medians at most {100 * found.spread:.1f} % off"),
         ("Top-1", f"{units.percent(top1.share)} ({100 * top1.low:.1f}–{100 * top1.high:.1f})" if top1 else ""),
@@ -71,7 +72,9 @@ def figures(row: Row) -> list[tuple[str, str]]:
 def _strip(row: Row, group: Group) -> dict[str, Any]:
     assert row.latency is not None
     assert row.result is not None
-    samples_ms = np.asarray(row.result.measurement.samples_ns, np.float64) / 1e6
+    measurement = row.result.measurement
+    known = [(one.min_ns, one.p5_ns, one.median_ns, one.p95_ns, one.max_ns) for one in measurement.summaries]
+    samples_ms = np.asarray(measurement.samples_ns or known, np.float64).reshape(-1) / 1e6
     shares = (np.arange(QUANTILES) + 0.5) / QUANTILES
     ticks = np.quantile(samples_ms, shares) if len(samples_ms) > QUANTILES else np.sort(samples_ms)
     return {

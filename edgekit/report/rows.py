@@ -65,11 +65,11 @@ def build(
             left_out=NOT_MEASURED,
         )
     is_reference = result is reference
-    figures = latency(result.measurement) if result.measurement.samples_ns else None
+    figures = latency(result.measurement) if result.measurement.count else None
     top1 = accuracy(result.predictions, 1)
     pair, incomparable = compare_accuracy(reference, result) if reference else (None, "there is no reference")
     found = None
-    if reference and not is_reference and figures and reference.measurement.samples_ns:
+    if reference and not is_reference and figures and reference.measurement.count:
         found = speed(reference, result)
     return Row(
         name=name,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgekit.measure import block_medians_ms, latency
 from edgekit.result import Result
 from edgekit.stats import t_interval
 
@@ -39,18 +40,12 @@ class Speed:
         return self.p_value is not None and self.p_value < LEVEL
 
 
-def block_medians_ms(result: Result) -> dict[int, float]:
-    samples = np.asarray(result.measurement.samples_ns, np.float64) / 1e6
-    blocks = np.asarray(result.measurement.blocks)
-    return {int(block): float(np.median(samples[blocks == block])) for block in np.unique(blocks)}
-
-
 def speed(reference: Result, other: Result) -> Speed:
-    """The speed of *other* against *reference*; both have samples."""
-    plain = float(np.median(other.measurement.samples_ns) / np.median(reference.measurement.samples_ns))
+    """The speed of *other* against *reference*; both were timed."""
+    plain = latency(other.measurement).p50_ms / latency(reference.measurement).p50_ms
     if not other.visit or other.visit != reference.visit:
         return Speed(ratio=plain, untested="measured in another visit")
-    first, second = block_medians_ms(reference), block_medians_ms(other)
+    first, second = block_medians_ms(reference.measurement), block_medians_ms(other.measurement)
     common = sorted(first.keys() & second.keys())
     if len(common) < MIN_BLOCKS:
         return Speed(ratio=plain, blocks=len(common), untested=f"{len(common)} common blocks, {MIN_BLOCKS} needed")

@@ -85,7 +85,10 @@ def _cells(row: Row, group: Group) -> tuple[str, ...]:
     latency = ("-", "-")
     if found:
         doubt = "?" if row.reasons else ""
-        latency = (f"{figure(found.p50_ms)}{doubt}", f"{figure(found.p90_ms)}{doubt}")
+        latency = (
+            f"{figure(found.p50_ms)}{doubt}",
+            "-" if found.p90_ms is None else f"{figure(found.p90_ms)}{doubt}",
+        )
     top1 = "-"
     if row.top1:
         top1 = f"{100 * row.top1.share:.1f}\n({100 * row.top1.low:.1f}-{100 * row.top1.high:.1f})"
@@ -113,6 +116,9 @@ def _notes(group: Group) -> list[str]:
     for row in group.rows:
         said = row.left_out if row.result else ""  # stands in the line of those left out
         doubts = [("?", reason) for reason in row.reasons]
+        if row.latency and row.latency.summarized:
+            blocks = len(row.latency.block_medians_ms)
+            doubts.append(("~", f"p50 is the median of {blocks} block medians: the device gives no single times"))
         if row.top1 and row.incomparable:
             doubts.append(("!", row.incomparable))
         if row.broken:
