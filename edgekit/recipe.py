@@ -239,7 +239,11 @@ def from_anywhere(recipe: Recipe) -> Recipe:
     if train.distill:
         train = replace(train, distill=replace(train.distill, teacher=_absolute(train.distill.teacher)))
     path, colon, function = recipe.model.name.rpartition(":")
-    name = f"{_absolute(path)}{colon}{function}" if path.endswith(".py") else _absolute(recipe.model.name)
+    name = recipe.model.name  # a folder may be called like a model
+    if path.endswith(".py"):
+        name = f"{_absolute(path)}{colon}{function}"
+    elif name.endswith(".pt2"):
+        name = _absolute(name)
     return replace(recipe, train=train, model=replace(recipe.model, name=name))
 
 

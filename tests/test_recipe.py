@@ -160,3 +160,15 @@ def test_the_text_for_a_model_by_name_decodes(name: str) -> None:
     assert (found.model.name, found.data.source, found.train.epochs) == (name, "a folder", 7)
     assert (found.data.preprocess.height, found.data.preprocess.width) == (96, 96)
     assert tomllib.loads(text)["train"] == {"epochs": 7}
+
+
+def test_a_folder_may_be_called_like_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mobilenet_v2").mkdir()
+    (tmp_path / "net.pt2").touch()
+    found = recipe.parse(SMALLEST, "my.toml")
+    made = [
+        recipe.from_anywhere(replace(found, model=ModelSpec(name=name))).model.name
+        for name in ("mobilenet_v2", "net.pt2", "gone.pt2")
+    ]
+    assert made == ["mobilenet_v2", str(tmp_path / "net.pt2"), "gone.pt2"]
