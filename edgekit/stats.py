@@ -71,3 +71,45 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float
         return mean, mean, 1.0 if mean == 0 else 0.0
     reach = float(t.ppf((1 + confidence) / 2, freedom)) * error
     return mean - reach, mean + reach, float(2 * t.sf(abs(mean) / error, freedom))
+
+
+def welch_interval(
+    first: Sequence[float], second: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float, float, float]:
+    """Mean of *second* minus that of *first*, its interval's ends and the p-value of 0 (Welch 1947)."""
+    from scipy.stats import ttest_ind
+
+    x, y = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    difference = float(y.mean() - x.mean())
+    if not x.std() and not y.std():  # a clock coarser than the differences
+        return difference, difference, difference, 1.0 if difference == 0 else 0.0
+    found = ttest_ind(y, x, equal_var=False)
+    interval = found.confidence_interval(confidence)
+    return difference, float(interval.low), float(interval.high), float(found.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """The p-values of a family of tests, corrected so that any false alarm keeps its level (Holm 1979)."""
+    count, adjusted, largest = len(p_values), [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(count), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (count - rank) * p_values[index]))
+        adjusted[index] = largest
+    return tuple(adjusted)
+
+
+def paired_reach(found: Paired, confidence: float = 0.95) -> float:
+    """Half the width of the interval of the difference, as a share: Wald's, half an image added to each cell.
+
+    Agresti and Min, "Simple improved confidence intervals for comparing matched proportions" (2005).
+    """
+    from scipy.stats import norm
+
+    count = found.count + 2
+    first, second = found.only_first + 0.5, found.only_second + 0.5
+    variance = (first + second) / count - ((second - first) / count) ** 2
+    return float(norm.ppf((1 + confidence) / 2) * np.sqrt(variance / count))
+
+
+def images_needed(found: Paired, margin: float) -> int:
+    """About how many images would tell a difference of *margin* (a share), if they flip as often as these."""
+    return int(np.ceil(found.count * (paired_reach(found) / margin) ** 2))

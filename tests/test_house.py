@@ -36,6 +36,7 @@ ORDER = (
     "remote phone_shell phone_device",
     "provision check",
     "report",
+    "gate",
     "runs keras_model",
     "keras_source",
     "source",

@@ -4,7 +4,17 @@ import math
 
 import pytest
 
-from edgekit.stats import mcnemar, paired, t_interval, wilson
+from edgekit.stats import (
+    Paired,
+    holm,
+    images_needed,
+    mcnemar,
+    paired,
+    paired_reach,
+    t_interval,
+    welch_interval,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -87,3 +97,34 @@ def test_paired_refuses_lists_of_other_lengths() -> None:
         paired([0, 1, 2], [0, 1, 2], [0, 1])
     with pytest.raises(ValueError, match="0 true classes"):
         paired([], [], [])
+
+
+def test_welchs_interval_by_hand() -> None:
+    """Variances 5/3 and 20/3 of four values each: t is the root of 3, and the freedom 4.41."""
+    from scipy.stats import t
+
+    difference, low, high, p_value = welch_interval([1, 2, 3, 4], [2, 4, 6, 8])
+    error = math.sqrt((5 / 3 + 20 / 3) / 4)
+    freedom = (25 / 12) ** 2 / ((5 / 12) ** 2 / 3 + (20 / 12) ** 2 / 3)
+    assert difference == 2.5
+    assert (low, high) == pytest.approx([2.5 + side * t.ppf(0.975, freedom) * error for side in (-1, 1)])
+    assert p_value == pytest.approx(2 * t.sf(math.sqrt(3), freedom))
+    assert welch_interval([1.0, 1.0], [1.0, 1.0]) == (0.0, 0.0, 0.0, 1.0)
+    assert welch_interval([1.0, 1.0], [2.0, 2.0])[3] == 0.0
+
+
+def test_holms_correction_of_a_textbook_example() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))
+    assert holm([0.9, 0.8]) == (1.0, 1.0)
+    assert holm([]) == ()
+
+
+def test_the_reach_of_a_paired_difference() -> None:
+    """Agresti, Categorical Data Analysis, table 10.1: 150 and 86 of 1,600 voters change their minds."""
+    found = Paired(count=1600, only_first=150, only_second=86, flips=236, p_value=3e-5)
+    assert found.difference == pytest.approx(-0.04)
+    assert paired_reach(found) == pytest.approx(0.0187, abs=2e-4)
+    assert images_needed(found, 0.0187) == pytest.approx(1600, rel=0.02)
+    assert images_needed(found, 0.00935) == pytest.approx(4 * 1600, rel=0.02)
+    nothing = Paired(count=300, only_first=0, only_second=0, flips=0, p_value=1.0)
+    assert paired_reach(nothing) == pytest.approx(1.96 / 302, rel=1e-3)

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,13 +70,13 @@ def write_json(target: str | None, value: Any) -> None:
         files.write_json(Path(target), value)
 
 
-def show(comparison: "Comparison", json_target: str | None) -> None:
-    """Print the tables, or with ``--json -`` the figures; write the JSON where it was asked for."""
+def show(comparison: "Comparison", json_target: str | None, more: Mapping[str, Any] | None = None) -> None:
+    """Print the tables, or with ``--json -`` the figures; write the JSON, with *more* in it, where asked for."""
     from edgekit import report
 
     if json_target != STDOUT:
         report.render(comparison, report.make_console(sys.stdout))
-    write_json(json_target, report.as_json(comparison))
+    write_json(json_target, {**report.as_json(comparison), **(more or {})})
 
 
 def add_preprocess(parser: argparse.ArgumentParser) -> None:
