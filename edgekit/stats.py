@@ -19,13 +19,21 @@ def wilson(successes: int, count: int, confidence: float = 0.95) -> tuple[float,
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Paired:
-    """Two classifiers on the same images: how many each alone got right, and the exact McNemar p-value."""
+    """Two classifiers on the same images: how many each alone got right, and the exact McNemar p-value.
+
+    *p_corrected*: the same where this is one of several tests.
+    """
 
     count: int
     only_first: int
     only_second: int
     flips: int  # images on which the two predictions differ at all
     p_value: float
+    p_corrected: float | None = None
+
+    @property
+    def p(self) -> float:
+        return self.p_value if self.p_corrected is None else self.p_corrected
 
     @property
     def difference(self) -> float:

@@ -28,8 +28,8 @@ def row(comparison: Comparison, name: str) -> Row:
     return next(row for row in only(comparison).rows if row.name == name)
 
 
-def pair(only_first: int, only_second: int, p_value: float) -> Paired:
-    return Paired(count=500, only_first=only_first, only_second=only_second, flips=9, p_value=p_value)
+def pair(only_first: int, only_second: int, p_value: float, *, count: int = 500, flips: int = 12) -> Paired:
+    return Paired(count=count, only_first=only_first, only_second=only_second, flips=flips, p_value=p_value)
 
 
 # Words follow the test.
@@ -38,12 +38,15 @@ def pair(only_first: int, only_second: int, p_value: float) -> Paired:
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (pair(9, 2, 0.065), "no real difference (p = 0.065)"),
-        (pair(9, 2, 0.05), "no real difference (p = 0.050)"),
+        (pair(9, 2, 0.065), "cannot tell with 500 images: 3,700 would (p = 0.065)"),
+        (pair(9, 2, 0.05, count=3600), "no real difference (p = 0.050)"),
+        (pair(90, 70, 0.13, count=5000), "no real difference (p = 0.13)"),
+        (pair(200, 170, 0.13, count=5000), "cannot tell with 5,000 images: 12,000 would (p = 0.13)"),
         (pair(9, 2, 0.04996), "loses 1.4 pt (p = 0.0500)"),
         (pair(9, 2, 0.003), "loses 1.4 pt (p = 0.003)"),
         (pair(2, 9, 0.0004), "gains 1.4 pt (p < 0.001)"),
-        (pair(0, 0, 1.0), "no real difference (p = 1)"),
+        (pair(0, 0, 1.0, flips=0), "the same answers"),
+        (replace(pair(9, 2, 0.01), p_corrected=0.06), "cannot tell with 500 images: 3,700 would (p = 0.060)"),
     ],
 )
 def test_an_accuracy_is_called_different_only_below_a_p_of_5_percent(found: Paired, words: str) -> None:
@@ -65,6 +68,23 @@ def test_an_accuracy_is_called_different_only_below_a_p_of_5_percent(found: Pair
 )
 def test_a_speed_is_called_different_only_below_a_p_of_5_percent(found: Speed, words: str) -> None:
     assert speed_words(found) == words
+
+
+def test_the_tests_of_a_group_are_corrected_for_being_many() -> None:
+    """Six lost images of 360 have p = 0.031, which counts alone and not among three files."""
+    base, lost = result(wrong=6), result("tflite", "int8", 0.2, 12, seed=2)
+    assert row(compare([base, lost]), "tflite-int8").accuracy_words == "loses 1.7 pt (p = 0.031)"
+    others = [result("tflite", kind, 0.3, 6, seed=3) for kind in ("fp16", "dyn8")]
+    found = compare([base, lost, *others])
+    assert row(found, "tflite-int8").accuracy_words == "cannot tell with 360 images: 3,000 would (p = 0.094)"
+    assert row(found, "tflite-fp16").accuracy_words == "the same answers"
+    pair = row(found, "tflite-int8").paired
+    assert pair is not None
+    assert (pair.p_value, pair.p_corrected) == pytest.approx((0.03125, 0.09375))
+    faster = row(found, "tflite-int8").speed
+    assert faster is not None
+    assert faster.p_value is not None
+    assert faster.p_corrected == pytest.approx(3 * faster.p_value)
 
 
 def test_figures_keep_three_digits_and_a_size_of_the_same_is_said_so() -> None:

@@ -83,9 +83,7 @@ def _change(row: Row) -> Cell:
     if pair is None:
         return Cell("the reference", "", 0.0) if row.is_reference else Cell("not comparable")
     shift = f"{units.points(pair.difference)} pt" if pair.difference else "0 pt"
-    return Cell(
-        row.accuracy_words.partition(" (")[0], typeset(f"{shift}, {p_text(pair.p_value)}"), pair.difference
-    )
+    return Cell(row.accuracy_words.partition(" (")[0], typeset(f"{shift}, {p_text(pair.p)}"), pair.difference)
 
 
 def _flips(row: Row) -> Cell:

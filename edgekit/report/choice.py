@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from edgekit.report.rows import Row
 from edgekit.report.speed import LEVEL, speed
-from edgekit.report.words import count, figure, p_text, sentence, size_words, speed_words
+from edgekit.report.words import count, figure, images_that_would_tell, p_text, sentence, size_words, speed_words
 
 NEAR = 0.05  # medians that lie closer may count as equally fast
 
@@ -81,7 +81,7 @@ def _left_out_line(out: Sequence[Row], runs: int) -> str:
 
 def loses(row: Row) -> bool:
     """Whether the test says that the row is less accurate than the reference."""
-    return row.paired is not None and row.paired.difference < 0 and row.paired.p_value < LEVEL
+    return row.paired is not None and row.paired.difference < 0 and row.paired.p < LEVEL
 
 
 def _pick(rows: Sequence[Row], ranked: Sequence[Row], *, allow_invalid: bool) -> tuple[str, str]:
@@ -139,8 +139,12 @@ def _accuracy_reason(chosen: Row) -> str:
     pair = chosen.paired
     assert pair is not None, "a ranked row is comparable"
     points = f"{100 * pair.difference:+.1f}" if pair.difference else "0"
-    shift = f"{points} pt on {count(pair.count, 'image')}, {p_text(pair.p_value)}"
-    return f"gains accuracy ({shift})" if pair.p_value < LEVEL else f"no real difference in accuracy ({shift})"
+    shift = f"{points} pt on {count(pair.count, 'image')}, {p_text(pair.p)}"
+    if pair.p < LEVEL:
+        return f"gains accuracy ({shift})"
+    if needed := images_that_would_tell(pair):
+        return f"no loss shown ({shift}; {needed:,} images would tell half a point)"
+    return f"no real difference in accuracy ({shift})"
 
 
 def _no_choice(rows: Sequence[Row], ranked: Sequence[Row], reference: Row | None, *, allow_invalid: bool) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from edgekit.artifact import Artifact
 from edgekit.errors import ResultError, unknown
+from edgekit.report.against import Against, against
 from edgekit.report.choice import Choice, choose, mark_left_out
 from edgekit.report.rows import Row, build, names
 from edgekit.report.words import count, sentence
@@ -73,13 +74,13 @@ def compare(
 def _group(results: list[Result], artifacts: Sequence[Artifact], reference: str, allow_invalid: bool) -> Group:
     base = _reference(results, reference)
     rows = [
-        build(name, result.artifact, result, base, allow_invalid=allow_invalid)
-        for name, result in zip(names(results), results, strict=True)
+        build(name, result.artifact, result, base, stands, allow_invalid=allow_invalid)
+        for name, result, stands in zip(names(results), results, against(base, results), strict=True)
     ]
     measured = {result.artifact.sha256 for result in results}
     for artifact in artifacts:
         if artifact.sha256 not in measured:
-            rows.append(build(artifact.name, artifact, None, base, allow_invalid=allow_invalid))
+            rows.append(build(artifact.name, artifact, None, base, Against(), allow_invalid=allow_invalid))
     rows = [mark_left_out(row, allow_invalid=allow_invalid) for row in rows]
     return Group(
         device=results[0].device if results else None,

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from edgekit.artifact import Artifact
 from edgekit.measure import Latency, latency
-from edgekit.report.accuracy import Accuracy, accuracy, compare_accuracy
-from edgekit.report.speed import Speed, speed
+from edgekit.report.accuracy import Accuracy, accuracy
+from edgekit.report.against import Against
+from edgekit.report.speed import Speed
 from edgekit.report.words import accuracy_words, speed_words
 from edgekit.result import Result
 from edgekit.stats import Paired
@@ -49,9 +50,15 @@ class Row:
 
 
 def build(
-    name: str, artifact: Artifact, result: Result | None, reference: Result | None, *, allow_invalid: bool
+    name: str,
+    artifact: Artifact,
+    result: Result | None,
+    reference: Result | None,
+    against: Against,
+    *,
+    allow_invalid: bool,
 ) -> Row:
-    """The row of one file, with its differences to *reference* where there is one."""
+    """The row of one file. *against*: its differences to the reference."""
     broken = artifact.parity.broken(artifact.precision) if artifact.parity else ""
     size_ratio = artifact.size_bytes / reference.artifact.size_bytes if reference else None
     if result is None:
@@ -67,10 +74,7 @@ def build(
     is_reference = result is reference
     figures = latency(result.measurement) if result.measurement.count else None
     top1 = accuracy(result.predictions, 1)
-    pair, incomparable = compare_accuracy(reference, result) if reference else (None, "there is no reference")
-    found = None
-    if reference and not is_reference and figures and reference.measurement.count:
-        found = speed(reference, result)
+    pair, incomparable, found = against.paired, against.incomparable, against.speed
     return Row(
         name=name,
         artifact=artifact,
@@ -82,7 +86,7 @@ def build(
         top5=accuracy(result.predictions, 5),
         size_ratio=size_ratio,
         speed=found,
-        paired=None if is_reference else pair,
+        paired=pair,
         incomparable="" if is_reference and top1 else incomparable,
         broken=broken,
         speed_words=_speed_claim(result, reference, found, allow_invalid=allow_invalid),

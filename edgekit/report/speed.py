@@ -25,19 +25,21 @@ class Speed:
     """How a file's latency stands to the reference's: *ratio* is its time over the reference's, below 1 faster.
 
     *low* to *high* is the 95 % interval of the ratio and *p_value* that of a ratio of 1; they are None when
-    nothing could be tested, and *untested* says why.
+    nothing could be tested, and *untested* says why. *p_corrected*: p where this is one of several tests.
     """
 
     ratio: float
     low: float | None = None
     high: float | None = None
     p_value: float | None = None
+    p_corrected: float | None = None
     blocks: int = 0
     untested: str = ""
 
     @property
     def real(self) -> bool:
-        return self.p_value is not None and self.p_value < LEVEL
+        p = self.p_value if self.p_corrected is None else self.p_corrected
+        return p is not None and p < LEVEL
 
 
 def speed(reference: Result, other: Result) -> Speed:

@@ -1,7 +1,9 @@
-"""Claims in words. They follow the test: a difference is stated only where p is below 0.05."""
+"""Claims in words. They follow the test: a difference is stated only where p, for so many tests, is below 0.05."""
 
 from edgekit.report.speed import LEVEL, Speed
-from edgekit.stats import Paired
+from edgekit.stats import Paired, images_needed, paired_reach
+
+MARGIN = 0.005  # a difference in top-1 that matters: half a point
 
 
 def p_text(p_value: float) -> str:
@@ -15,11 +17,28 @@ def p_text(p_value: float) -> str:
 
 
 def accuracy_words(found: Paired) -> str:
-    """``loses 1.4 pt (p = 0.003)``, ``gains ...``, ``no real difference (p = 0.62)``."""
-    if found.p_value >= LEVEL:
-        return f"no real difference ({p_text(found.p_value)})"
-    verb = "loses" if found.difference < 0 else "gains"
-    return f"{verb} {100 * abs(found.difference):.1f} pt ({p_text(found.p_value)})"
+    """``loses 1.4 pt (p = 0.003)``, ``gains ...``, or what can be said where the test finds nothing.
+
+    That is ``the same answers``, ``no real difference (p = 0.62)`` where half a point would have shown, and
+    ``cannot tell with 500 images: 4,000 would (p = 0.62)`` where it would not.
+    """
+    if not found.flips:
+        return "the same answers"
+    if found.p < LEVEL:
+        verb = "loses" if found.difference < 0 else "gains"
+        return f"{verb} {100 * abs(found.difference):.1f} pt ({p_text(found.p)})"
+    if needed := images_that_would_tell(found):
+        return f"cannot tell with {found.count:,} images: {needed:,} would ({p_text(found.p)})"
+    return f"no real difference ({p_text(found.p)})"
+
+
+def images_that_would_tell(found: Paired) -> int:
+    """About how many images would show a difference of half a point; 0 where these are enough, or never differ."""
+    if not found.flips or paired_reach(found) <= MARGIN:
+        return 0
+    needed = images_needed(found, MARGIN)
+    unit = int(10 ** max(0, len(str(needed)) - 2))
+    return -(-needed // unit) * unit  # two digits, rounded up
 
 
 def speed_words(found: Speed) -> str:
