@@ -3,16 +3,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit import files
 from edgekit.cli.terminal import STDOUT, add_json, show
-from edgekit.errors import UsageError
+from edgekit.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from edgekit.gate import Check
+    from edgekit.report.budget import Budget
+    from edgekit.result import Result
 
 EXAMPLES = """examples:
   edgekit compare runs/quickstart
   edgekit compare results/2026-11-21-pi results/2026-11-21-laptop --html report.html
   edgekit compare runs/quickstart --reference tflite-fp16 --json -
+  edgekit compare runs/quickstart --max-latency 20ms --max-size 4MB       the most accurate that fits
   edgekit compare results/new --baseline results/old --fail-if 'latency>5%' --fail-if 'top1<-0.5'
                                     exit status 1 where a file is worse by more than that, and really so
 """
@@ -24,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference", default="", metavar="NAME", help="compare with this file; default the fp32 one"
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the page, one file that needs no network")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all figures, a line a file")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table for a README or a comment")
+    parser.add_argument("--device", metavar="NAME", help="of results of several devices only those of this one")
+    parser.add_argument("--max-drop", type=float, metavar="PTS", help="pick the fastest that loses at most this")
+    parser.add_argument("--max-latency", metavar="TIME", help="pick the most accurate within this p50, as 20ms")
+    parser.add_argument("--max-size", metavar="SIZE", help="pick the most accurate within this size, as 4MB")
     parser.add_argument(
         "--baseline",
         type=Path,
@@ -50,8 +60,13 @@ def run(args: argparse.Namespace) -> int:
     if bool(args.baseline) != bool(args.fail_if):
         raise UsageError("--baseline and --fail-if go together: --baseline results/old --fail-if 'latency>5%'")
     limits = [gate.parse(text) for text in args.fail_if]
+    budget = _budget(args)
     found, made = runs.collect(args.results)
-    comparison = report.compare(found, made, reference=args.reference, allow_invalid=args.allow_invalid)
+    if args.device:
+        found = _of_device(found, args.device)
+    comparison = report.compare(
+        found, made, reference=args.reference, allow_invalid=args.allow_invalid, budget=budget
+    )
     checks: Sequence[Check] = ()
     if limits:
         old, _ = runs.collect(args.baseline)
@@ -60,11 +75,35 @@ def run(args: argparse.Namespace) -> int:
     if args.html:
         provenance = {"Results": ", ".join(map(str, args.results)), "edgekit": __version__}
         report.write_page(comparison, args.html, title="Comparison", provenance=provenance)
+    for path, written in ((args.csv, report.as_csv), (args.markdown, report.as_markdown)):
+        if path:
+            files.write_text(path, written(comparison))
     if args.json != STDOUT:
         _say(checks)
         if args.html:
             print(f"report: {args.html}")
     return 1 if any(one.failed for one in checks) else 0
+
+
+def _budget(args: argparse.Namespace) -> "Budget":
+    from edgekit.report import budget
+
+    if args.max_drop is not None and not 0 <= args.max_drop <= 100:
+        raise UsageError(f"--max-drop is {args.max_drop:g}: points of top-1, from 0 to 100")
+    return budget.Budget(
+        max_drop=args.max_drop,
+        max_latency_ms=budget.milliseconds(args.max_latency) if args.max_latency else None,
+        max_size_bytes=budget.size_bytes(args.max_size) if args.max_size else None,
+    )
+
+
+def _of_device(found: "list[Result]", name: str) -> "list[Result]":
+    """The results of the device of that address or model."""
+    kept = [one for one in found if name in (one.device.address, one.device.model)]
+    if not kept:
+        known = {text for one in found for text in (one.device.address, one.device.model)}
+        raise unknown("device", name, known or {"(no results)"})
+    return kept
 
 
 def _say(checks: "Sequence[Check]") -> None:

@@ -2,6 +2,7 @@
 
 from edgekit.report.compare import Comparison, Group, compare
 from edgekit.report.data import as_json
+from edgekit.report.export import as_csv, as_markdown
 from edgekit.report.page import page, write_page
 from edgekit.report.rows import Row
 from edgekit.report.table import as_text, make_console, render
@@ -10,7 +11,9 @@ __all__ = [
     "Comparison",
     "Group",
     "Row",
+    "as_csv",
     "as_json",
+    "as_markdown",
     "as_text",
     "compare",
     "make_console",

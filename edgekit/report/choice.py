@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from edgekit import units
+from edgekit.report.budget import Budget, most_accurate
 from edgekit.report.rows import Row
 from edgekit.report.speed import LEVEL, speed
 from edgekit.report.words import count, figure, images_that_would_tell, p_text, sentence, size_words, speed_words
 
+NO_BUDGET = Budget()
 NEAR = 0.05  # medians that lie closer may count as equally fast
 
 
@@ -41,12 +44,12 @@ def mark_left_out(row: Row, *, allow_invalid: bool) -> Row:
     return replace(row, left_out=why)
 
 
-def choose(rows: Sequence[Row], *, allow_invalid: bool) -> Choice:
+def choose(rows: Sequence[Row], *, allow_invalid: bool, budget: Budget = NO_BUDGET) -> Choice:
     """The choice among the rows of one device and thread count."""
     ranked = [row for row in rows if not row.left_out]
     # A run that is shown but not ranked is named with its reason; a file that did not run is no run.
     out = [row for row in rows if row.left_out and row.result]
-    pick, reason = _pick(rows, ranked, allow_invalid=allow_invalid)
+    pick, reason = _pick(rows, ranked, budget, allow_invalid=allow_invalid)
     return Choice(
         pareto=pareto(ranked),
         pick=pick,
@@ -84,15 +87,26 @@ def loses(row: Row) -> bool:
     return row.paired is not None and row.paired.difference < 0 and row.paired.p < LEVEL
 
 
-def _pick(rows: Sequence[Row], ranked: Sequence[Row], *, allow_invalid: bool) -> tuple[str, str]:
+def _pick(rows: Sequence[Row], ranked: Sequence[Row], budget: Budget, *, allow_invalid: bool) -> tuple[str, str]:
     reference = next((row for row in rows if row.is_reference), None)
-    candidates = [row for row in ranked if not loses(row)]
+    candidates = [row for row in ranked if budget.text or not loses(row)]
     doubtful = reference is not None and bool(reference.reasons) and not allow_invalid
     if not candidates or reference is None or doubtful:
         return "", _no_choice(rows, ranked, reference, allow_invalid=allow_invalid)
+    able = candidates
+    candidates = [row for row in able if budget.admits(row)]
+    if not candidates:
+        return "", f"no ranked file meets the budget ({budget.text}): {budget.nearest(able)}"
+    if budget.room_only:
+        candidates = most_accurate(candidates)
     fastest = min(candidates, key=lambda row: row.p50_ms)
     chosen = min((row for row in candidates if _ties(fastest, row)), key=lambda row: row.artifact.size_bytes)
     caution = _caution(rows, chosen)
+    if budget.text:
+        what = "the most accurate" if budget.room_only else "the fastest"
+        figures = f"{figure(chosen.p50_ms)} ms, {units.size(chosen.artifact.size_bytes)}"
+        accuracy = "the reference itself" if chosen.is_reference else _accuracy_reason(chosen)
+        return chosen.name, f"it is {what} with {budget.text}: {figures}, {accuracy}{caution}"
     if chosen.is_reference:
         if len(ranked) == 1:
             return chosen.name, f"it is the only run that can be ranked{caution}"
@@ -141,7 +155,7 @@ def _accuracy_reason(chosen: Row) -> str:
     points = f"{100 * pair.difference:+.1f}" if pair.difference else "0"
     shift = f"{points} pt on {count(pair.count, 'image')}, {p_text(pair.p)}"
     if pair.p < LEVEL:
-        return f"gains accuracy ({shift})"
+        return f"{'gains' if pair.difference > 0 else 'loses'} accuracy ({shift})"
     if needed := images_that_would_tell(pair):
         return f"no loss shown ({shift}; {needed:,} images would tell half a point)"
     return f"no real difference in accuracy ({shift})"

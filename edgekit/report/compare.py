@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from edgekit.artifact import Artifact
 from edgekit.errors import ResultError, unknown
 from edgekit.report.against import Against, against
-from edgekit.report.choice import Choice, choose, mark_left_out
+from edgekit.report.budget import Budget
+from edgekit.report.choice import NO_BUDGET, Choice, choose, mark_left_out
 from edgekit.report.rows import Row, build, names
 from edgekit.report.words import count, sentence
 from edgekit.result import DeviceInfo, Result
@@ -52,11 +53,13 @@ def compare(
     *,
     reference: str = "",
     allow_invalid: bool = False,
+    budget: Budget = NO_BUDGET,
 ) -> Comparison:
     """The comparison of *results*, and of *artifacts* that have none (they stand as not measured).
 
     *reference* names the file that the others are compared with; empty for the fp32 TFLite file, else any
-    fp32 file, else the first. Raises UsageError for an unknown one and ResultError for nothing to compare.
+    fp32 file, else the first. *budget*: what the pick has to meet; without one it is the fastest that loses no
+    accuracy. Raises UsageError for an unknown one and ResultError for nothing to compare.
     """
     if not results and not artifacts:
         raise ResultError("nothing to compare: no results and no model files were given")
@@ -65,13 +68,15 @@ def compare(
     settings: dict[tuple[str, int], list[Result]] = {}
     for result in results:
         settings.setdefault((result.device.fingerprint, result.settings.threads), []).append(result)
-    groups = [_group(found, artifacts, reference, allow_invalid) for found in settings.values()]
+    groups = [_group(found, artifacts, reference, allow_invalid, budget) for found in settings.values()]
     return Comparison(
-        groups=tuple(groups or [_group([], artifacts, "", allow_invalid)]), allow_invalid=allow_invalid
+        groups=tuple(groups or [_group([], artifacts, "", allow_invalid, budget)]), allow_invalid=allow_invalid
     )
 
 
-def _group(results: list[Result], artifacts: Sequence[Artifact], reference: str, allow_invalid: bool) -> Group:
+def _group(
+    results: list[Result], artifacts: Sequence[Artifact], reference: str, allow_invalid: bool, budget: Budget
+) -> Group:
     base = _reference(results, reference)
     rows = [
         build(name, result.artifact, result, base, stands, allow_invalid=allow_invalid)
@@ -87,7 +92,7 @@ def _group(results: list[Result], artifacts: Sequence[Artifact], reference: str,
         threads=results[0].settings.threads if results else None,
         reference=next((row.name for row in rows if row.is_reference), ""),
         rows=tuple(rows),
-        choice=choose(rows, allow_invalid=allow_invalid),
+        choice=choose(rows, allow_invalid=allow_invalid, budget=budget),
     )
 
 
