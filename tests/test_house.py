@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "__init__ errors units files",
     "schema plugins requires quiet",
+    "drawing",
     "preprocess measure stats",
     "benchmark_model",
     "transport inventory",

@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the page, one file that needs no network")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all figures, a line a file")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table for a README or a comment")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw latency against accuracy")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="the same, as vectors")
     parser.add_argument("--device", metavar="NAME", help="of results of several devices only those of this one")
     parser.add_argument("--max-drop", type=float, metavar="PTS", help="pick the fastest that loses at most this")
     parser.add_argument("--max-latency", metavar="TIME", help="pick the most accurate within this p50, as 20ms")
@@ -78,6 +80,9 @@ def run(args: argparse.Namespace) -> int:
     for path, written in ((args.csv, report.as_csv), (args.markdown, report.as_markdown)):
         if path:
             files.write_text(path, written(comparison))
+    for path, kind in ((args.png, "png"), (args.svg, "svg")):
+        if path:
+            report.draw(comparison, path, kind)
     if args.json != STDOUT:
         _say(checks)
         if args.html:

@@ -4,6 +4,7 @@ from edgekit.report.compare import Comparison, Group, compare
 from edgekit.report.data import as_json
 from edgekit.report.export import as_csv, as_markdown
 from edgekit.report.page import page, write_page
+from edgekit.report.picture import draw
 from edgekit.report.rows import Row
 from edgekit.report.table import as_text, make_console, render
 
@@ -16,6 +17,7 @@ __all__ = [
     "as_markdown",
     "as_text",
     "compare",
+    "draw",
     "make_console",
     "page",
     "render",

@@ -12,19 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from rich.cells import cell_len
 
-from edgekit import files, units
-from edgekit.requires import require
+from edgekit import drawing, units
+from edgekit.drawing import ACCENT, INK, LINE, MUTED, OTHER
 from edgekit.stats import wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Matrix = npt.NDArray[np.int64]
-INK, MUTED, LINE, ACCENT, OTHER = "#1b2027", "#5a6371", "#dde1e6", "#0a66c2", "#c2570a"
 NUMBERED, WHOLE = 15, 100  # up to so many classes, cells have room for numbers, and the matrix for names
 BARS, ANSWERS = 10, 20  # rows of worst classes
-UNKNOWN = "□"  # stands for a character that no font here has
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +76,7 @@ def _mistakes(matrix: Matrix, index: int) -> list[tuple[int, int]]:
 def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """Draw the lines of ``metrics.jsonl``, one or more: loss, top-1 and learning rate by epoch, as a PNG file."""
     assert rows, "no epoch to draw"
-    figure = _figure(7.5, 8)
+    figure = drawing.figure(7.5, 8)
     loss, top1, rate = figure.subplots(3, sharex=True, height_ratios=(3, 3, 1.6))
     epochs = [row["epoch"] for row in rows]
     for axes, key, color, label in (
@@ -96,13 +93,13 @@ def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     top1.legend(loc="lower right", edgecolor="none", framealpha=1)
     low, high = top1.get_ylim()
     top1.set_ylim(max(0, low - 0.05), min(1.01, high + 0.05))  # never a zoom into tenths of a percent
-    top1.yaxis.set_major_formatter(_module("ticker").PercentFormatter(xmax=1, symbol=" %"))
+    top1.yaxis.set_major_formatter(drawing.module("ticker").PercentFormatter(xmax=1, symbol=" %"))
     rate.set(xlabel="epoch", xlim=(epochs[0] - 0.5, epochs[-1] + 0.5), ylim=(0, None))
-    rate.xaxis.set_major_locator(_module("ticker").MaxNLocator(integer=True, min_n_ticks=1))
+    rate.xaxis.set_major_locator(drawing.module("ticker").MaxNLocator(integer=True, min_n_ticks=1))
     for axes, title in ((loss, "Loss"), (top1, "Top-1"), (rate, "Learning rate")):
-        _plain(axes, title)
+        drawing.plain(axes, title)
         axes.grid(color=LINE, linewidth=0.8)
-    _save(figure, path)
+    drawing.save(figure, path)
 
 
 def confusion(matrix: Matrix, classes: Sequence[str], path: Path) -> None:
@@ -113,9 +110,9 @@ def confusion(matrix: Matrix, classes: Sequence[str], path: Path) -> None:
     assert matrix.shape == (len(classes), len(classes)), f"a matrix {matrix.shape} for {len(classes)} classes"
     images = int(matrix.sum())
     assert images, "no image to draw"
-    names, text = _drawable(classes)
+    names, text = drawing.drawable(classes)
     side = 7 if len(classes) <= 30 else 11
-    figure = _figure(side + 8, side + 1.5)
+    figure = drawing.figure(side + 8, side + 1.5)
     left, right = figure.subplots(1, 2, width_ratios=(side + 2, 6))
     if len(classes) <= WHOLE:
         _matrix(left, matrix, [_short(name, 24) for name in names], text, pitch=72 * side / len(classes))
@@ -124,7 +121,7 @@ def confusion(matrix: Matrix, classes: Sequence[str], path: Path) -> None:
     _bars(right, worst(matrix, names, BARS), text)
     share = units.percent(int(matrix.diagonal().sum()) / images)
     figure.suptitle(f"{images:,} images of {len(classes):,} classes, {share} right", color=INK, fontsize=14)
-    _save(figure, path)
+    drawing.save(figure, path)
 
 
 def _matrix(axes: "Axes", matrix: Matrix, names: list[str], text: dict[str, Any], pitch: float) -> None:
@@ -138,7 +135,7 @@ def _matrix(axes: "Axes", matrix: Matrix, names: list[str], text: dict[str, Any]
     if max(map(cell_len, names)) * 0.65 * size > pitch:
         axes.tick_params(axis="x", rotation=90)
     axes.set(xlabel="answer", ylabel="true class")
-    _plain(axes, "What is taken for what, as shares of each true class")
+    drawing.plain(axes, "What is taken for what, as shares of each true class")
 
 
 def _answers(axes: "Axes", matrix: Matrix, names: list[str], text: dict[str, Any]) -> None:
@@ -153,16 +150,16 @@ def _answers(axes: "Axes", matrix: Matrix, names: list[str], text: dict[str, Any
     _heat(axes, shares, texts, text)
     axes.set_xticks(range(len(heads)), heads)
     axes.set_yticks(range(len(rows)), [_short(names[i], 24) for i in rows], **text)
-    _plain(axes, f"What the {len(rows)} worst classes are taken for, as shares of each")
+    drawing.plain(axes, f"What the {len(rows)} worst classes are taken for, as shares of each")
 
 
 def _heat(axes: "Axes", shares: npt.NDArray[np.float64], texts: list[list[str]], text: dict[str, Any]) -> None:
     """Cells coloured by their share, grey for none, with texts if there are any."""
     axes.set_facecolor(LINE)
     # By the square root of the share: one mistake in a hundred images should be seen.
-    norm = _module("colors").PowerNorm(0.5, 0, 1)
+    norm = drawing.module("colors").PowerNorm(0.5, 0, 1)
     image = axes.imshow(shares, aspect="auto", norm=norm, cmap="Blues")
-    percent = _module("ticker").PercentFormatter(1, 0, " %")
+    percent = drawing.module("ticker").PercentFormatter(1, 0, " %")
     axes.figure.colorbar(image, ax=axes, shrink=0.5, pad=0.02, ticks=(0, 0.01, 0.05, 0.2, 0.5, 1), format=percent)
     for y, row in enumerate(texts):
         for x, words in enumerate(row):
@@ -185,13 +182,7 @@ def _bars(axes: "Axes", scores: Sequence[ClassScore], text: dict[str, Any]) -> N
         if score.taken_for:
             axes.text(0, s=f"{score.times:,} taken for {_short(score.taken_for, 22)}", **below, **text)
     axes.set(xlim=(0, 100), ylim=(BARS - 0.5, -0.5), xticks=(), yticks=())
-    _plain(axes, "The worst classes: accuracy with its 95 % interval")
-
-
-def _plain(axes: "Axes", title: str) -> None:
-    axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=10)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
+    drawing.plain(axes, "The worst classes: accuracy with its 95 % interval")
 
 
 def _short(name: str, width: int) -> str:
@@ -201,34 +192,3 @@ def _short(name: str, width: int) -> str:
         keep -= 1
         shown = f"{name[: keep - keep // 2]}…{name[len(name) - keep // 2 :]}"
     return shown
-
-
-def _drawable(classes: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """The names, a box for each character that no installed font has; and how to draw them."""
-    fonts = _module("font_manager")
-    first = fonts.get_font(fonts.findfont("DejaVu Sans"))  # comes with matplotlib
-    families, missing = ["DejaVu Sans"], set(map(ord, "".join(classes))) - first.get_charmap().keys()
-    for font in fonts.fontManager.ttflist if missing else ():
-        path = Path(font.fname)
-        # matplotlib brings symbols only, and boxes for all else; its list may name a font that is gone.
-        if Path(fonts.__file__).parent in path.parents or not path.is_file():
-            continue
-        if found := missing & fonts.get_font(font.fname).get_charmap().keys():
-            families, missing = [*families, font.name], missing - found
-    names = [name.translate(dict.fromkeys(missing, UNKNOWN)) for name in classes]
-    return names, {"fontfamily": families, "parse_math": False}
-
-
-def _module(name: str) -> Any:
-    return require(f"matplotlib.{name}", feature="Drawing a training", extra="train")
-
-
-def _figure(width: float, height: float) -> "Figure":
-    """An empty one, of that many inches. Nothing about it is global, as it would be with pyplot."""
-    figure: Figure = _module("figure").Figure((width, height), dpi=150, layout="constrained", facecolor="white")
-    return figure
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.25)
