@@ -19,7 +19,8 @@ JOB      {protocol, samples, seconds, blocks, warmup, warmup_seconds, top_k, ent
 ENTRY    {model, target, precision, output, threads, inputs, predict}; paths are relative to the job's folder,
          inputs is an .npy file (N, ...) whose rows are in the shape and type that the model takes
 Events   device       {protocol, model, cpu, architecture, cores, memory_bytes, os, kernel, emulated, runtimes}
-         loaded       {entry, pid, runtime, runtime_version, delegate, load_ms, first_ms, peak_memory_bytes}
+         loaded       {entry, pid, runtime, runtime_version, delegate, load_ms, first_ms, peak_memory_bytes,
+                       operators: {total, taken, left: {kind: count}} or null where there is no delegate}
          progress     {entry, doing, share}                  share: done of the whole job, 0 to 1
          samples      {entry, block, start_ns, duration_ns}  lists, one value an inference; at least every second
          telemetry    {entry, time_ns, ...}                  while that entry works; what cannot be read is absent
@@ -136,20 +137,48 @@ class TfliteModel:
         inputs, outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
         self.input_index = inputs[0]["index"]
         self.output_index = pick([detail["name"] for detail in outputs], entry["output"], outputs)["index"]
-        # The default resolver may apply XNNPACK and nothing else, so a node of type DELEGATE in the prepared
-        # graph is XNNPACK's. Operators beside it may still run on builtin kernels.
-        names = [str(node["op_name"]) for node in self.interpreter._get_ops_details()]
-        active = any(name == "DELEGATE" or "XNNPACK" in name.upper() for name in names)
-        self.delegate = "xnnpack" if active else "none"
+        # The default resolver may apply XNNPACK and nothing else: a delegate in the prepared graph is XNNPACK's.
+        own, parts = parts_of(self.interpreter._get_ops_details())
+        left = [own[place] for place, part in enumerate(parts) if part is None]
+        self.delegate = "xnnpack" if len(left) < len(own) else "none"
+        self.operators: Event | None = {
+            "total": len(own),
+            "taken": len(own) - len(left),
+            "left": {kind: left.count(kind) for kind in dict.fromkeys(left)},
+        }
         self.note = ""
-        if not active and entry["precision"].startswith(("fp32", "fp16", "int8", "w8")):
-            self.note = f"the delegate fell back: XNNPACK took none of the {len(names)} operators"
+        # Of the other precisions it knows no operator: that is the file's, and no doubt about the measurement.
+        if self.delegate == "none" and entry["precision"].startswith(("fp32", "fp16", "int8", "w8")):
+            self.note = f"the delegate fell back: XNNPACK took none of the {len(own)} operators"
 
     def set_input(self, row: Any) -> None:
         self.interpreter.set_tensor(self.input_index, row)
 
     def output(self) -> Any:
         return self.interpreter.get_tensor(self.output_index)
+
+
+def parts_of(operators: list[Event]) -> tuple[list[str], list[int | None]]:
+    """Of each of the file's operators its kind, and the number of the delegate's part that it lies in, or None.
+
+    A prepared graph lists the file's operators and behind them one of kind DELEGATE for each part that was taken,
+    with the tensors on its border: what lies between those is inside.
+    """
+    own = [node for node in operators if not is_delegate(node)]
+    makers = {int(tensor): place for place, node in enumerate(own) for tensor in node["outputs"]}
+    parts: list[int | None] = [None] * len(own)
+    for number, delegate in enumerate(filter(is_delegate, operators)):
+        border, waiting = {int(t) for t in delegate["inputs"]}, [int(t) for t in delegate["outputs"]]
+        while waiting:
+            place = makers.get(waiting.pop())
+            if place is not None and parts[place] is None:
+                parts[place] = number
+                waiting += [t for tensor in own[place]["inputs"] if (t := int(tensor)) not in border]
+    return [str(node["op_name"]) for node in own], parts
+
+
+def is_delegate(node: Event) -> bool:
+    return node["op_name"] == "DELEGATE" or "XNNPACK" in node["op_name"].upper()
 
 
 class OnnxModel:
@@ -168,6 +197,7 @@ class OnnxModel:
         self.binding.bind_output(pick(outputs, entry["output"], outputs))
         self.invoke: Callable[[], None] = lambda: session.run_with_iobinding(self.binding)
         self.delegate = session.get_providers()[0]
+        self.operators = None  # it has no delegate: its own kernels run all
         self.note = ""
 
     def set_input(self, row: Any) -> None:
@@ -243,6 +273,7 @@ def serve(entry: Event, send: Callable[..., None]) -> None:
         runtime=runtime,
         runtime_version=version,
         delegate=model.delegate,
+        operators=model.operators,
         load_ms=model.load_ms,
         first_ms=first_ms,
         # Before the test images are touched: their pages would count as this process's memory.

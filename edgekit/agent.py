@@ -14,6 +14,7 @@ from edgekit import plugins
 from edgekit.device import BenchJob, Entry, Outcome, Progress
 from edgekit.errors import DeviceError
 from edgekit.measure import Measurement, Telemetry
+from edgekit.operators import Delegation
 from edgekit.result import DeviceInfo
 from edgekit.schema import SchemaError, decode
 
@@ -67,6 +68,7 @@ class Loaded:
     runtime: str
     runtime_version: str
     delegate: str
+    operators: Delegation | None
     load_ms: float
     first_ms: float
     peak_memory_bytes: int | None
@@ -221,6 +223,7 @@ def _outcome(heard: _Heard, cut_off: str) -> Outcome:
         top=tuple(heard.top),
         notes=tuple(heard.notes),
         telemetry=tuple(heard.telemetry),
+        delegation=loaded.operators if loaded else None,
         error=heard.error or ("" if heard.done else cut_off),
     )
 

@@ -245,4 +245,5 @@ def _result(
         telemetry=outcome.telemetry,
         notes=notes,
         predictions=predictions,
+        delegation=outcome.delegation,
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from edgekit.errors import DeviceError
 from edgekit.measure import Summary
+from edgekit.operators import Delegation
 
 DELEGATES = {
     "xnnpack": ("--use_xnnpack=true", "--use_gpu=false", "--use_nnapi=false"),
@@ -139,16 +140,21 @@ def failure(text: str, file: str) -> str:
     return f"benchmark_model fails on {file}: {errors[-1].removeprefix('ERROR:').strip()}"
 
 
-def delegation(text: str, wanted: str) -> tuple[str, str]:
-    """What ran the model, and a doubt where it is not what was wanted."""
+def delegation(text: str, wanted: str) -> tuple[str, str, Delegation | None]:
+    """What ran the model, a doubt where it is not what was wanted, and how many operators it took if that is told.
+
+    The log gives numbers and no names of what was left.
+    """
     if wanted == "none":
-        return "none", ""
+        return "none", "", None
     name = NAMES[wanted]
+    # One line for each subgraph that it was applied to; the first is the model's own.
     took = re.search(r"Replacing (\d+) out of (\d+) node\(s\) with delegate", text)
-    share = f"{took[1]} of {took[2]} operators" if took else "only a part of the operators"
+    counts = Delegation(taken=int(took[1]), total=int(took[2])) if took and int(took[1]) <= int(took[2]) else None
     if re.search(rf"{name} delegate.*, and the model graph will be completely", text):
-        return wanted, ""
+        return wanted, "", counts
     if re.search(rf"{name} delegate.*, and the model graph will be partially", text):
+        share = f"{counts.taken} of {counts.total} operators" if counts else "only a part of the operators"
         # What XNNPACK leaves runs on the same CPU, by slower code; what a GPU leaves runs elsewhere.
-        return wanted, "" if wanted == "xnnpack" else f"the delegate fell back: {name} took {share}"
-    return "none", f"the delegate fell back: {name} took none of the operators"
+        return wanted, "" if wanted == "xnnpack" else f"the delegate fell back: {name} took {share}", counts
+    return "none", f"the delegate fell back: {name} took none of the operators", None

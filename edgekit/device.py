@@ -9,6 +9,7 @@ from edgekit import inventory, plugins
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError, nearest
 from edgekit.measure import Measurement, Telemetry
+from edgekit.operators import Delegation
 from edgekit.result import DeviceInfo
 
 Progress = Callable[[str, float], None]  # what is being done, share done of the whole visit (0 to 1)
@@ -48,6 +49,7 @@ class Outcome:
     top: tuple[int, ...] = ()  # top_k indices per input, row by row
     notes: tuple[str, ...] = ()
     telemetry: tuple[Telemetry, ...] = ()
+    delegation: Delegation | None = None
     error: str = ""
 
 

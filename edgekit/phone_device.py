@@ -22,6 +22,7 @@ from edgekit.device import BenchJob, Entry, Outcome, Progress
 from edgekit.errors import DeviceError, UsageError
 from edgekit.inventory import Options
 from edgekit.measure import Measurement, Summary, Telemetry
+from edgekit.operators import Delegation
 from edgekit.phone_shell import PREDICT, TIMED, Shell, command
 from edgekit.preflight import Facts
 from edgekit.result import DeviceInfo
@@ -44,6 +45,7 @@ class _Heard:
     images: str
     first: Told | None = None
     delegate: str = ""
+    delegation: Delegation | None = None
     notes: list[str] = field(default_factory=list)
     summaries: list[Summary] = field(default_factory=list)
     telemetry: list[Telemetry] = field(default_factory=list)
@@ -170,7 +172,7 @@ class PhoneDevice:
         told = self._told(shell.visit, log)
         if block is None:
             one.first = told
-            one.delegate, doubt = benchmark_model.delegation(log, self.delegate)
+            one.delegate, doubt, one.delegation = benchmark_model.delegation(log, self.delegate)
             one.notes += [doubt] if doubt else []
             return
         readings = phone.readings(before, at_work=False)
@@ -238,6 +240,7 @@ class PhoneDevice:
             top=tuple(one.top) if not one.error else (),
             notes=tuple(one.notes),
             telemetry=tuple(one.telemetry),
+            delegation=one.delegation,
             error=one.error,
         )
 

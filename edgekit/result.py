@@ -11,6 +11,7 @@ from edgekit import files
 from edgekit.artifact import Artifact
 from edgekit.errors import ResultError
 from edgekit.measure import Measurement, Telemetry, Validity, judge
+from edgekit.operators import Delegation
 from edgekit.schema import SchemaError, decode, encode
 
 FORMAT = 1
@@ -88,6 +89,7 @@ class Result:
     telemetry: tuple[Telemetry, ...] = ()
     notes: tuple[str, ...] = ()
     predictions: Predictions | None = None
+    delegation: Delegation | None = None  # None where there is no delegate, or it was not told
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,11 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekit import agent
+from edgekit import agent, xnnpack
 from edgekit.artifact import Artifact
 from edgekit.device import BenchJob, Entry
 from edgekit.errors import DeviceError
 from tests import tiny_models
+from tests.test_inspect import chain
 
 Event = dict[str, Any]
 IMAGES = 40
@@ -149,6 +151,41 @@ def test_predictions_are_those_of_the_model(tmp_path: Path, kind: str, suffix: s
     assert loaded["load_ms"] > 0
     assert loaded["first_ms"] > 0
     assert loaded["peak_memory_bytes"] > 5_000_000
+
+
+def test_operators_that_the_delegate_left_are_named(tmp_path: Path) -> None:
+    """The runtime says so on the device; the rules of `edgekit inspect` are asked for comparison."""
+    artifact = tiny_models.tflite(tmp_path / "a.tflite", dtype="float32")
+    artifact.path.write_bytes(chain("RELU", "LOG_SOFTMAX", "LOGISTIC", "LOG_SOFTMAX", "FLOOR"))
+    plain = tiny_models.onnx(tmp_path / "b.onnx")
+    events = events_of(write_job(tmp_path, [artifact, plain]))
+    chained, without = of_kind(events, "loaded")
+    assert chained["operators"] == {"total": 5, "taken": 3, "left": {"LOG_SOFTMAX": 2}}
+    assert xnnpack.taken(artifact.path).count(True) == 3
+    assert without["operators"] is None
+    assert not of_kind(events, "note")
+
+
+@pytest.mark.parametrize(("precision", "doubted"), [("fp32", True), ("int8-mixed", True), ("int16x8", False)])
+def test_a_delegate_that_takes_nothing_is_a_doubt(tmp_path: Path, precision: str, doubted: bool) -> None:
+    artifact = replace(tiny_models.tflite(tmp_path / "a.tflite", dtype="float32"), precision=precision)
+    artifact.path.write_bytes(chain("LOG_SOFTMAX"))
+    events = events_of(write_job(tmp_path, [artifact]))
+    (loaded,) = of_kind(events, "loaded")
+    assert loaded["delegate"] == "none"
+    assert loaded["operators"] == {"total": 1, "taken": 0, "left": {"LOG_SOFTMAX": 1}}
+    expected = ["the delegate fell back: XNNPACK took none of the 1 operators"] if doubted else []
+    assert [event["text"] for event in of_kind(events, "note")] == expected
+
+
+def test_parts_of_a_delegated_graph(program: ModuleType) -> None:
+    def listed(name: str, inputs: list[int], outputs: list[int]) -> Event:
+        return {"op_name": name, "inputs": inputs, "outputs": outputs}
+
+    own = [listed("A", [0], [1]), listed("B", [1], [2]), listed("C", [2], [3]), listed("D", [3, 1], [4])]
+    assert program.parts_of(own) == (["A", "B", "C", "D"], [None] * 4)
+    first, second = listed("DELEGATE", [0], [2, 1]), listed("TfLiteXNNPackDelegate", [3, 1], [4])
+    assert program.parts_of([*own, first, second])[1] == [0, 0, None, 1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")

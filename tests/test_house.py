@@ -13,7 +13,7 @@ ORDER = (
     "__init__ errors units files",
     "schema plugins requires quiet",
     "drawing",
-    "preprocess measure stats",
+    "preprocess measure stats operators",
     "benchmark_model",
     "transport inventory",
     "preflight",

@@ -17,6 +17,7 @@ from edgekit.cli import main
 from edgekit.device import Device, Outcome, open_device
 from edgekit.errors import DeviceError, UsageError
 from edgekit.measure import judge, latency
+from edgekit.operators import Delegation
 from edgekit.phone_device import PhoneDevice
 from tests import tiny_models
 from tests.adb_devices import Board, needs_adbd, running
@@ -153,6 +154,7 @@ class TestOverAdb:
         (outcome,) = device.run(job, quiet)
         assert outcome.delegate == "gpu"
         assert outcome.notes == ("the delegate fell back: GPU took 2 of 3 operators",)
+        assert outcome.delegation == Delegation(taken=2, total=3)
 
     def test_a_lost_link_costs_one_start(self, board: Board, tool: Path, tmp_path: Path) -> None:
         dropped: list[str] = []
@@ -352,13 +354,15 @@ def test_what_ran_it() -> None:
     whole = "Explicitly applied XNNPACK delegate, and the model graph will be completely executed by the delegate."
     none = "Though XNNPACK delegate is explicitly applied, the model graph will not be executed by the delegate."
     part = whole.replace("completely", "partially")
-    assert delegation(whole, "xnnpack") == ("xnnpack", "")
-    assert delegation(part, "xnnpack") == ("xnnpack", "")
-    assert delegation(none, "xnnpack") == ("none", "the delegate fell back: XNNPACK took none of the operators")
-    took = "\nINFO: Replacing 60 out of 65 node(s) with delegate (TfLiteGpuDelegateV2) node"
+    assert delegation(whole, "xnnpack") == ("xnnpack", "", None)
+    assert delegation(part, "xnnpack") == ("xnnpack", "", None)
+    doubt = "the delegate fell back: XNNPACK took none of the operators"
+    assert delegation(none, "xnnpack") == ("none", doubt, None)
+    took, counts = "\nINFO: Replacing 60 out of 65 node(s) with delegate (X) node", Delegation(taken=60, total=65)
+    assert delegation(part + took, "xnnpack") == ("xnnpack", "", counts)
     doubt = "the delegate fell back: GPU took 60 of 65 operators"
-    assert delegation(part.replace("XNNPACK", "GPU") + took, "gpu") == ("gpu", doubt)
-    assert delegation("", "none") == ("none", "")
+    assert delegation(part.replace("XNNPACK", "GPU") + took, "gpu") == ("gpu", doubt, counts)
+    assert delegation("", "none") == ("none", "", None)
 
 
 def test_a_phone_that_throttles_or_is_silent() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from edgekit.artifact import Parity
 from edgekit.errors import ResultError, UsageError
-from edgekit.report import Comparison, Group, Row, as_json, as_text, compare, make_console
+from edgekit.operators import Delegation
+from edgekit.report import Comparison, Group, Row, as_json, as_text, compare, make_console, page
 from edgekit.report.speed import Speed, ratio_of_pairs, speed
 from edgekit.report.words import accuracy_words, figure, p_text, size_words, speed_words
 from edgekit.result import Result
@@ -297,6 +298,23 @@ def test_an_invalid_run_is_shown_but_not_ranked_unless_allowed() -> None:
     allowed = only(compare(results, allow_invalid=True))
     assert (allowed.choice.pick, allowed.choice.left_out) == ("tflite-int8", "")
     assert allowed.rows[1].speed_words.endswith("; the run is invalid")
+
+
+def test_operators_that_xnnpack_left_are_told_and_cost_no_rank() -> None:
+    part = Delegation(total=112, taken=92, left={"LOG_SOFTMAX": 1, "HARD_SWISH": 19})
+    whole = Delegation(total=112, taken=112)
+    results = [
+        replace(result(seed=1), delegation=whole),
+        replace(result("tflite", "int8", 0.1, seed=2), delegation=part),
+    ]
+    comparison = compare(results)
+    words = "xnnpack took 92 of 112 operators; left: HARD_SWISH 19, LOG_SOFTMAX 1"
+    assert only(comparison).choice.pick == "tflite-int8"
+    assert f"~ tflite-int8: {words}" in as_text(comparison)
+    assert as_text(comparison).count("operators;") == 1
+    assert "Xnnpack took 92 of 112 operators" in page(comparison, title="t", provenance={})
+    found = as_json(comparison)["groups"][0]["rows"]
+    assert [row["delegation"]["taken"] for row in found] == [112, 92]
 
 
 def test_nothing_is_picked_against_an_invalid_reference() -> None:

@@ -55,6 +55,7 @@ def _row(row: Row) -> dict[str, Any]:
         "settings": encode(result.settings) if result else None,
         "visit": result.visit if result else None,
         "created": result.created if result else None,
+        "delegation": encode(result.delegation) if result and result.delegation else None,
         "latency": encode(row.latency) if row.latency else None,
         "load_ms": measurement.load_ms if measurement else None,
         "first_ms": measurement.first_ms if measurement else None,

@@ -14,6 +14,7 @@ from edgekit.report.cells import prose, table
 from edgekit.report.charts import chart_data
 from edgekit.report.compare import Comparison, Group
 from edgekit.report.repairs import sections
+from edgekit.report.rows import partly_delegated
 from edgekit.report.words import count, sentence
 
 LIBRARIES = (("d3", "d3.min.js"), ("plot", "plot.umd.min.js"))  # Plot finds d3 as a global: order matters
@@ -124,7 +125,8 @@ def _strips() -> str:
 def _doubts(group: Group) -> str:
     items = []
     for row in group.rows:
-        doubts = [*row.reasons, *([f"broken: {row.broken}"] if row.broken else ())]
+        partly = partly_delegated(row)
+        doubts = [*row.reasons, *([partly] if partly else ()), *([f"broken: {row.broken}"] if row.broken else ())]
         if row.top1 and row.incomparable:
             doubts.append(row.incomparable)
         doubts += row.artifact.notes

@@ -94,6 +94,14 @@ def build(
     )
 
 
+def partly_delegated(row: Row) -> str:
+    """What the delegate left to slower code, or nothing: a property of the file, so no reason against the run."""
+    found = row.result.delegation if row.result else None
+    if row.result is None or found is None or found.whole or not found.taken:
+        return ""
+    return found.words(row.result.settings.delegate)
+
+
 def _speed_claim(result: Result, reference: Result | None, found: Speed | None, *, allow_invalid: bool) -> str:
     if result is reference:
         return "the reference"

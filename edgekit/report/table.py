@@ -4,7 +4,7 @@ from typing import IO, TYPE_CHECKING
 
 from edgekit import units
 from edgekit.report.compare import Comparison, Group
-from edgekit.report.rows import Row
+from edgekit.report.rows import Row, partly_delegated
 from edgekit.report.words import figure, sentence
 
 if TYPE_CHECKING:
@@ -119,6 +119,8 @@ def _notes(group: Group) -> list[str]:
         if row.latency and row.latency.summarized:
             blocks = len(row.latency.block_medians_ms)
             doubts.append(("~", f"p50 is the median of {blocks} block medians: the device gives no single times"))
+        if partly := partly_delegated(row):
+            doubts.append(("~", partly))
         if row.top1 and row.incomparable:
             doubts.append(("!", row.incomparable))
         if row.broken:
