@@ -6,6 +6,7 @@ It needs NumPy and one runtime: ai-edge-litert, tflite-runtime or tensorflow for
     python agent.py JOB.json      runs the job; events on stdout, one JSON object a line
     python agent.py --describe    the `device` event alone
     python agent.py --worker PID  (used by itself) one entry, driven by commands on stdin
+    python agent.py --profile PID (used by itself) what each operator of one entry costs
 
 Over a link that may be lost the agent works apart from the host, in FOLDER, the job's own:
 
@@ -13,7 +14,8 @@ Over a link that may be lost the agent works apart from the host, in FOLDER, the
     python agent.py --follow FOLDER OFFSET  passes the events from that byte on to stdout until the agent ends
     python agent.py --stop FOLDER           ends it, its workers with it
 
-JOB      {protocol, samples, seconds, blocks, warmup, warmup_seconds, top_k, entries: [ENTRY]} and for --detach
+JOB      {protocol, samples, seconds, blocks, warmup, warmup_seconds, top_k, entries: [ENTRY]}, if wanted
+         profile: true, and for --detach
          {limit_s, patience_s, lock, holder}: it ends after limit_s, or when nobody has followed for patience_s;
          lock is a file that one visit at a time holds, holder what stands in it for the others
 ENTRY    {model, target, precision, output, threads, inputs, predict}; paths are relative to the job's folder,
@@ -27,6 +29,8 @@ Events   device       {protocol, model, cpu, architecture, cores, memory_bytes, 
          predictions  {entry, first, k, top}                 rows from `first` on, k indices a row
          note         {entry, text}                          a doubt about what was measured
          done         {entry}
+         profile      {entry, runs, total_us, costs: [{operator, layer, delegated, mean_us}]}  after `done`;
+                      {entry, absent}: why there is none
          error        {entry, text}                          that entry is over; entry is null: the job is
          end          {}                                     the last event; without it the agent was cut off
 Times are `time.perf_counter_ns`, one clock for all processes of a machine on Linux and macOS.
@@ -75,7 +79,10 @@ RUNTIMES = {
     ),
     "onnx": (("onnxruntime", "onnxruntime"),),
 }
-LOAD_S, PREDICT_S = 1.0, 5.0  # guesses, for the progress only
+LOAD_S, PREDICT_S, PROFILE_S = 1.0, 5.0, 1.0  # guesses, for the progress only
+# A profile takes the runs that fit into 0.4 s, and at least 3: it shows where the time goes, to some per cent.
+PROFILE_NS, PROFILE_RUNS = 400_000_000, range(3, 201)
+PROFILE_STALL_S = 120.0
 JOB_KEYS = ("samples", "seconds", "blocks", "warmup", "warmup_seconds", "top_k", "entries")
 ENTRY_KEYS = ("model", "target", "precision", "output", "threads", "inputs", "predict")
 Event = dict[str, Any]
@@ -227,8 +234,8 @@ def load_model(entry: Event) -> tuple[Any, str, str]:
     return kind(*found, entry), found[1], found[2]
 
 
-def worker(parent: int) -> int:
-    """Serve the commands on stdin until it closes. The first one is `load`."""
+def worker(parent: int, work: Callable[[Event, Callable[..., None]], None]) -> int:
+    """Do the work on the entry that is the first line on stdin. It tells its events."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the agent decides
     die_with(parent)
     channel = os.dup(1)
@@ -237,7 +244,7 @@ def worker(parent: int) -> int:
     number = entry["entry"]
     # Broad on purpose: whatever a runtime raises is told, and this process ends.
     try:
-        serve(entry, lambda kind, **fields: emit({"event": kind, "entry": number, **fields}, channel))
+        work(entry, lambda kind, **fields: emit({"event": kind, "entry": number, **fields}, channel))
     except Exception as error:
         text = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
         emit({"event": "error", "entry": number, "text": text}, channel)
@@ -354,6 +361,258 @@ def predict(model: Any, inputs: Any, top_k: int, send: Callable[..., None]) -> N
         send("predictions", first=first, k=k, top=top)
     if broken:
         send("note", text=f"infinite or undefined outputs for {broken} of {len(inputs)} images")
+
+
+# ---- a profile: what each operator costs ---------------------------------------------------------------------
+
+
+def profile(entry: Event, send: Callable[..., None]) -> None:
+    """Tell what each operator of one entry costs."""
+    import numpy
+
+    found = find_runtime(entry["target"])
+    assert found is not None  # it was measured
+    row = numpy.array(numpy.load(entry["inputs"], mmap_mode="r")[:1])
+    runs, total_us, costs = {"tflite": tflite_costs, "onnx": onnx_costs}[entry["target"]](*found, entry, row)
+    costs = [dict(zip(("operator", "layer", "delegated", "mean_us"), cost)) for cost in costs]  # noqa: B905
+    send("profile", runs=runs, total_us=total_us, costs=costs)
+    send("ready")
+
+
+def middle(values: list[int]) -> float:
+    """The mean of the middle half: whole microseconds want a mean, and interruptions want none of it."""
+    quarter = len(values) // 4
+    kept = sorted(values)[quarter : len(values) - quarter]
+    return round(sum(kept) / len(kept), 3)
+
+
+def several(run: Callable[[], None]) -> int:
+    """Run it as often as a profile wants. Returns how often."""
+    count, end = 0, clock() + PROFILE_NS
+    while count < PROFILE_RUNS.start or (clock() < end and count < PROFILE_RUNS.stop - 1):
+        run()
+        count += 1
+    return count
+
+
+def by_place(values: list[Any], runs: int) -> list[list[Any]]:
+    """For each place in a run what the runs have there. Raises Refused where they do not repeat."""
+    size = len(values) // max(runs, 1)
+    if not size or len(values) != size * runs:
+        raise Refused(f"the profiler told {len(values)} events in {runs} runs, which do not repeat")
+    return [values[place::size] for place in range(size)]
+
+
+def onnx_costs(
+    module: str, distribution: str, version: str, entry: Event, row: Any
+) -> tuple[int, float, list[Any]]:
+    """By onnxruntime's own profiler, which writes a file."""
+    runtime = import_module(module)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = entry["threads"], 1
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        options.profile_file_prefix = os.path.join(folder, "profile")
+        session = runtime.InferenceSession(entry["model"], options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        runs = several(lambda: session.run(None, {name: row}))
+        with open(session.end_profiling(), encoding="utf-8") as stream:
+            events = json.load(stream)
+    events.sort(key=lambda event: event.get("ts", 0))
+    wholes = [event["dur"] for event in events if event.get("name") == "model_run"]
+    nodes = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+    costs = []
+    for same in by_place(nodes, runs):
+        layer, kind = same[0]["name"][: -len("_kernel_time")], same[0]["args"]["op_name"]
+        costs.append((kind, layer, False, middle([event["dur"] for event in same])))
+    return runs, middle(wholes), costs
+
+
+def tflite_costs(
+    module: str, distribution: str, version: str, entry: Event, row: Any
+) -> tuple[int, float, list[Any]]:
+    """By the C profiler of LiteRT, and the interpreter's graph for the names of layers."""
+    numbers = [int(part) for part in version.split(".")[:3] if part.isdigit()]
+    if distribution != "ai-edge-litert":
+        raise Refused(f"{distribution} has no profiler")
+    if not [2, 1, 6] <= numbers < [3]:
+        raise Refused(f"the profiler of {distribution} {version} is not known; that of 2.1.6 and newer is")
+    package = util.find_spec(module)
+    assert package is not None
+    folders = package.submodule_search_locations or ()
+    libraries = [path for folder in folders for path in glob.glob(f"{folder}/libLiteRt.*")]
+    if not libraries:
+        raise Refused(f"{distribution} {version} brings no libLiteRt here")
+    interpreter = import_module(f"{module}.interpreter").Interpreter(model_path=entry["model"], num_threads=1)
+    interpreter.allocate_tensors()
+    graph = interpreter._get_ops_details()
+    kinds, parts = parts_of(graph)
+    layers = [interpreter._get_tensor_details(node["outputs"][0], 0)["name"] for node in graph[: len(kinds)]]
+    del interpreter
+    runs, events = LiteRt(libraries[0]).profile(entry["model"], entry["threads"], row.tobytes())
+    wholes = [event for event in events if event[0] == "Invoke" and event[1] == 1]
+    inner = [event for event in events if event[1] in OPERATOR_EVENTS and not is_delegate({"op_name": event[0]})]
+    places = by_place(inner, runs)
+    if any(len({event[:2] for event in same}) > 1 for same in places):
+        raise Refused("the profiler told other operators in each run")
+    ran = [same[0] for same in places]
+    names = [layers[index] if index is not None else "" for index in places_in_file(ran, kinds, parts)]
+    costs = [
+        (event[0], name, event[1] != BUILTIN, middle([us for _, _, us, _ in same]))
+        for event, name, same in zip(ran, names, places)  # noqa: B905
+    ]
+    return runs, middle([event[2] for event in wholes]), costs
+
+
+BUILTIN, OPERATOR_EVENTS = 2, (2, 4, 8)  # of the profiler's kinds of events: an operator's, or one of a delegate's
+# What XNNPACK calls the file's operators. Where one runs as another kind, such as a 1x1 convolution as a dense
+# layer, both are of one class.
+CLASSES = {
+    "CONV_2D": "matrix", "FULLY_CONNECTED": "matrix", "DEPTHWISE_CONV_2D": "depthwise", "ADD": "Add",
+    "SUB": "Subtract", "MUL": "Multiply", "MEAN": "Mean", "SOFTMAX": "Softmax", "LOGISTIC": "Sigmoid",
+    "HARD_SWISH": "HardSwish", "MAX_POOL_2D": "Max Pooling", "AVERAGE_POOL_2D": "Average Pooling",
+}  # fmt: skip
+
+
+def xnnpack_class(name: str) -> str:
+    """Of ``Fully Connected (NC, QS8, QC8W) GEMM`` and such."""
+    head = name.partition(" (")[0]
+    if head in ("Convolution", "Fully Connected"):
+        return "depthwise" if "DWConv" in name else "matrix"
+    return head
+
+
+def places_in_file(
+    ran: list[tuple[str, int, int, int]], kinds: list[str], parts: list[int | None]
+) -> list[int | None]:
+    """Of each operator that ran its place in the file, where that can be told.
+
+    A builtin kernel's event holds it. XNNPACK counts for itself in each part, leaves out what it fuses and adds
+    what it needs: where a part has as many of a class as the file, they are the same in their order.
+    """
+    found: list[int | None] = [None] * len(ran)
+    groups: list[list[int]] = []
+    for place, (name, kind, _, index) in enumerate(ran):
+        if kind == BUILTIN:
+            found[place] = index if index < len(kinds) and kinds[index] == name else None
+        elif not groups or groups[-1][-1] != place - 1 or ran[place - 1][3] >= index:
+            groups.append([place])
+        else:
+            groups[-1].append(place)
+    numbers = sorted({part for part in parts if part is not None})
+    if len(groups) != len(numbers):
+        return found
+    for number, group in zip(numbers, groups):  # noqa: B905
+        for wanted in set(CLASSES.values()):
+            told = [place for place in group if xnnpack_class(ran[place][0]) == wanted]
+            own = [i for i, part in enumerate(parts) if part == number and CLASSES.get(kinds[i]) == wanted]
+            if len(told) == len(own):
+                for place, index in zip(told, own):  # noqa: B905
+                    found[place] = index
+    return found
+
+
+class LiteRt:
+    """The C API of libLiteRt, as its headers declare it since 2.1.6 (litert/c of google-ai-edge/LiteRT)."""
+
+    CPU, ACCELERATORS, INT = 1, 24, 2  # an accelerator, an option of an environment, a type of a value
+
+    def __init__(self, path: str) -> None:
+        import ctypes
+
+        class Value(ctypes.Structure):
+            _fields_ = [("kind", ctypes.c_int), ("value", ctypes.c_int64)]
+
+        class Option(ctypes.Structure):
+            _fields_ = [("tag", ctypes.c_int), ("value", Value)]
+
+        class Happened(ctypes.Structure):
+            _fields_ = [
+                ("tag", ctypes.c_char_p),
+                ("kind", ctypes.c_int),
+                ("start_us", ctypes.c_uint64),
+                ("elapsed_us", ctypes.c_uint64),
+                ("memory", ctypes.c_size_t * 6),
+                ("index", ctypes.c_uint64),
+                ("more", ctypes.c_uint64),
+                ("source", ctypes.c_int),
+            ]
+
+        self.c, self.library, self.Happened = ctypes, ctypes.CDLL(path), Happened
+        # Only the CPU: the WebGPU library that else is loaded crashes on CPUs without LSE atomics.
+        self.option = Option(self.ACCELERATORS, Value(self.INT, self.CPU))
+
+    def call(self, name: str, *arguments: Any) -> None:
+        try:
+            function = getattr(self.library, name)
+        except AttributeError:
+            raise Refused(f"libLiteRt exports no {name}") from None
+        if status := function(*arguments):
+            raise Refused(f"{name} fails with status {status}")
+
+    def made(self, name: str, *arguments: Any) -> Any:
+        """What a function gives through its last argument: a handle."""
+        handle = self.c.c_void_p()
+        self.call(name, *arguments, self.c.byref(handle))
+        return handle
+
+    def profile(self, model_path: str, threads: int, data: bytes) -> tuple[int, list[tuple[str, int, int, int]]]:
+        """How many runs there were, and their events: name, kind, microseconds, the operator's number."""
+        c, count = self.c, self.c.c_size_t
+        environment = self.made("LiteRtCreateEnvironment", 1, c.byref(self.option))
+        model = self.made("LiteRtCreateModelFromFile", environment, model_path.encode())
+        options = self.made("LiteRtCreateOptions")
+        self.call("LiteRtSetOptionsHardwareAccelerators", options, self.CPU)
+        kept = c.CFUNCTYPE(None, c.c_void_p)(lambda pointer: None)  # the texts are ours
+        texts = {
+            b"runtime_options_string": b"enable_profiling = true\n",
+            b"xnnpack": b"num_threads = %d\n" % threads,
+        }
+        buffers = {key: c.create_string_buffer(text) for key, text in texts.items()}
+        for key, buffer in buffers.items():
+            option = self.made("LiteRtCreateOpaqueOptions", key, buffer, kept)
+            self.call("LiteRtAddOpaqueOptions", options, option)
+        compiled = self.made("LiteRtCreateCompiledModel", environment, model, options)
+        profiler = self.made("LiteRtCompiledModelGetProfiler", compiled)
+        graph = self.made("LiteRtGetModelSubgraph", model, count(0))
+
+        def tensors(side: str) -> Any:
+            number = count()
+            self.call(f"LiteRtGetNumSubgraph{side}s", graph, c.byref(number))
+            found = []
+            for i in range(number.value):
+                tensor = self.made(f"LiteRtGetSubgraph{side}", graph, count(i))
+                shape = c.create_string_buffer(1024)  # more than a LiteRtRankedTensorType takes
+                self.call("LiteRtGetRankedTensorType", tensor, shape)
+                needs = self.made(f"LiteRtGetCompiledModel{side}BufferRequirements", compiled, count(0), count(i))
+                made = self.made("LiteRtCreateManagedTensorBufferFromRequirements", environment, shape, needs)
+                found.append(made.value)
+            return (c.c_void_p * len(found))(*found)
+
+        inputs, outputs = tensors("Input"), tensors("Output")
+        size, place = count(), c.c_void_p()
+        first = c.c_void_p(inputs[0])
+        self.call("LiteRtGetTensorBufferPackedSize", first, c.byref(size))
+        if size.value != len(data):
+            raise Refused(f"the model takes {size.value} bytes, and an input has {len(data)}")
+        self.call("LiteRtLockTensorBuffer", first, c.byref(place), 1)  # to write
+        c.memmove(place, data, len(data))
+        self.call("LiteRtUnlockTensorBuffer", first)
+        sides = (count(len(inputs)), inputs, count(len(outputs)), outputs)
+
+        def run() -> None:
+            self.call("LiteRtRunCompiledModel", compiled, count(0), *sides)
+
+        for _ in range(3):
+            run()
+        self.call("LiteRtStartProfiler", profiler)
+        runs = several(run)
+        self.call("LiteRtStopProfiler", profiler)
+        number = c.c_int()
+        self.call("LiteRtGetNumProfilerEvents", profiler, c.byref(number))
+        events = (self.Happened * number.value)()
+        self.call("LiteRtGetProfilerEvents", profiler, number, events)
+        return runs, [((one.tag or b"").decode(), one.kind, one.elapsed_us, one.index) for one in events]
 
 
 # ---- the machine: what it is, and how it fares ---------------------------------------------------------------
@@ -524,15 +783,15 @@ class Probe:
 class Child:
     """One entry's process, seen from the agent. Its stderr is kept for the cause of a crash."""
 
-    def __init__(self, number: int, entry: Event) -> None:
-        self.number, self.entry, self.failed = number, entry, False
+    def __init__(self, number: int, entry: Event, task: str = "--worker") -> None:
+        self.number, self.entry, self.task, self.failed = number, entry, task, False
         self.stderr = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             # EDGEKIT_PYTHON: what starts Python, where sys.executable cannot be started by itself (qemu-user).
             [
                 os.environ.get("EDGEKIT_PYTHON", sys.executable),
                 os.path.abspath(__file__),
-                "--worker",
+                task,
                 str(os.getpid()),
             ],
             stdin=subprocess.PIPE,
@@ -586,6 +845,7 @@ class Visit:
         self.spent_s, self.total_s = 0.0, 0.0  # as planned, for the progress
         for entry in job["entries"]:
             self.total_s += LOAD_S + warmups + job["seconds"] + (PREDICT_S if entry["predict"] else 0.0)
+            self.total_s += PROFILE_S if job.get("profile") else 0.0
 
     def run(self) -> None:
         job = self.job
@@ -611,9 +871,19 @@ class Visit:
                     self.turn(child, {"do": "predict", "top_k": job["top_k"]}, "predict", PREDICT_S)
                 if not child.failed:
                     emit({"event": "done", "entry": child.number})
+            if job.get("profile"):
+                self.profile()
         finally:
             for child in self.children:
                 child.end()
+
+    def profile(self) -> None:
+        """Let a process of its own profile each entry, after all that is timed: if it crashes, that is all."""
+        for child in [child for child in self.children if not child.failed]:
+            child.end()  # its memory may be needed
+            self.children.append(Child(child.number, child.entry, "--profile"))
+            self.turn(self.children[-1], child.entry, "profile", PROFILE_S)
+            self.children[-1].end()
 
     def turn(self, child: Child, command: Event, doing: str, planned_s: float) -> None:
         """Let *child* carry out *command* and pass on what it says, with a reading of the machine every second."""
@@ -637,8 +907,9 @@ class Visit:
                 self.progress(child, doing, min(now - began, planned_s))
                 if measuring:
                     self.telemetry(child)
-            if now - heard > STALL_S:
-                return self.fail(child, f"no sign of life for {STALL_S:.0f} s in: {doing}")
+            stall_s = STALL_S if child.task == "--worker" else PROFILE_STALL_S
+            if now - heard > stall_s:
+                return self.fail(child, f"no sign of life for {stall_s:.0f} s in: {doing}")
             ready = [key.fd for key, _ in self.selector.select(max(0.0, tick + 1.0 - now))]
             if 0 in ready and not os.read(0, 4096):
                 raise SystemExit("the host is gone")
@@ -658,13 +929,19 @@ class Visit:
                     return self.telemetry(child) if measuring else None
                 else:
                     child.failed = child.failed or line.startswith(b'{"event":"error"')
-                    write_all(1, line + b"\n")
+                    if child.failed and child.task == "--profile":
+                        emit({"event": "profile", "entry": child.number, "absent": json.loads(line)["text"]})
+                    else:
+                        write_all(1, line + b"\n")
 
     def fail(self, child: Child, text: str) -> None:
         child.failed = True
         child.process.kill()
         child.process.wait()
-        emit({"event": "error", "entry": child.number, "text": text})
+        if child.task == "--profile":
+            emit({"event": "profile", "entry": child.number, "absent": text})
+        else:
+            emit({"event": "error", "entry": child.number, "text": text})
 
     def telemetry(self, child: Child, *, restart: bool = False) -> None:
         emit({"event": "telemetry", "entry": child.number, **self.probe.read(restart=restart)})
@@ -812,7 +1089,9 @@ def stop(number: int, frame: Any) -> None:
 
 def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--worker"]:
-        return worker(int(arguments[1]))
+        return worker(int(arguments[1]), serve)
+    if arguments[:1] == ["--profile"]:
+        return worker(int(arguments[1]), profile)
     if arguments[:1] == ["--follow"]:
         return follow(arguments[1], int(arguments[2]))
     if arguments[:1] == ["--stop"]:

@@ -14,7 +14,7 @@ from edgekit import plugins
 from edgekit.device import BenchJob, Entry, Outcome, Progress
 from edgekit.errors import DeviceError
 from edgekit.measure import Measurement, Telemetry
-from edgekit.operators import Delegation
+from edgekit.operators import Delegation, Profile
 from edgekit.result import DeviceInfo
 from edgekit.schema import SchemaError, decode
 
@@ -121,6 +121,7 @@ class _Heard:
     telemetry: list[Telemetry]
     done: bool
     error: str
+    profile: Profile | None = None
 
 
 def describe(line: str | bytes, address: str) -> tuple[DeviceInfo, Mapping[str, str]]:
@@ -181,6 +182,9 @@ class Visit:
         elif kind == "note":
             note = self._decode(Text, event)
             self._of(note.entry).notes.append(note.text)
+        elif kind == "profile":
+            heard = self._of(event.pop("entry", None))
+            heard.profile = self._decode(Profile, event)
         elif kind == "done":
             self._of(self._decode(Done, event).entry).done = True
         elif kind == "error":
@@ -224,6 +228,7 @@ def _outcome(heard: _Heard, cut_off: str) -> Outcome:
         notes=tuple(heard.notes),
         telemetry=tuple(heard.telemetry),
         delegation=loaded.operators if loaded else None,
+        profile=heard.profile,
         error=heard.error or ("" if heard.done else cut_off),
     )
 

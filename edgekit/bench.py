@@ -85,6 +85,7 @@ def bench(
     images: Images | None,
     progress: Progress,
     threads: Sequence[int] | None = None,
+    profile: bool = True,
 ) -> list[Result]:
     """The results, each also in ``out/NAME.json`` (``NAME-tN.json`` when there are several thread counts).
 
@@ -109,6 +110,7 @@ def bench(
             warmup=spec.warmup,
             warmup_seconds=spec.warmup_seconds,
             top_k=TOP_K,
+            profile=profile,
         )
         outcomes = device.run(job, progress)
     visit, created = uuid.uuid4().hex[:12], datetime.now(UTC).isoformat(timespec="seconds")
@@ -246,4 +248,5 @@ def _result(
         notes=notes,
         predictions=predictions,
         delegation=outcome.delegation,
+        profile=outcome.profile,
     )

@@ -9,7 +9,7 @@ from edgekit import inventory, plugins
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError, nearest
 from edgekit.measure import Measurement, Telemetry
-from edgekit.operators import Delegation
+from edgekit.operators import Delegation, Profile
 from edgekit.result import DeviceInfo
 
 Progress = Callable[[str, float], None]  # what is being done, share done of the whole visit (0 to 1)
@@ -36,6 +36,7 @@ class BenchJob:
     warmup: int
     warmup_seconds: float
     top_k: int = 5
+    profile: bool = False  # also what each operator costs, in a process apart, where the runtime tells
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +51,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
     telemetry: tuple[Telemetry, ...] = ()
     delegation: Delegation | None = None
+    profile: Profile | None = None
     error: str = ""
 
 

@@ -11,7 +11,7 @@ from edgekit import files
 from edgekit.artifact import Artifact
 from edgekit.errors import ResultError
 from edgekit.measure import Measurement, Telemetry, Validity, judge
-from edgekit.operators import Delegation
+from edgekit.operators import Delegation, Profile
 from edgekit.schema import SchemaError, decode, encode
 
 FORMAT = 1
@@ -90,6 +90,7 @@ class Result:
     notes: tuple[str, ...] = ()
     predictions: Predictions | None = None
     delegation: Delegation | None = None  # None where there is no delegate, or it was not told
+    profile: Profile | None = None  # None where none was asked for
 
     @property
     def name(self) -> str:

@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   edgekit bench runs/quickstart/artifacts/*.tflite --data digits
   edgekit bench runs/quickstart --quick            every file of a run that the device can run
   edgekit bench model.tflite --data photos --threads 1,2,4
+  edgekit bench model.tflite --quick --profile     also which operators take the time
   edgekit bench other.tflite --data photos --preprocess imagenet --labels labels.txt
                                                    a file that edgekit did not make
 """
@@ -40,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=numbers, help="thread counts, as 1,2,4; default 1, a sweep for one file")
     parser.add_argument("--quick", action="store_true", help="128 inferences and 10 s a file, not 1,024 and 60 s")
+    parser.add_argument(
+        "--profile",
+        action=argparse.BooleanOptionalAction,
+        help="show the dearest operators of each file; --no-profile does not look (a second or two a file)",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go; default results/TIME")
     parser.add_argument("--allow-invalid", action="store_true", help="rank latencies that do not count, too")
     add_preprocess(parser)
@@ -83,10 +89,11 @@ def run(args: argparse.Namespace) -> int:
                     images=images,
                     progress=progress,
                     threads=args.threads or sweep,
+                    profile=args.profile is not False,
                 )
         finally:
             device.close()
-    show(report.compare(results, allow_invalid=args.allow_invalid), args.json)
+    show(report.compare(results, allow_invalid=args.allow_invalid), args.json, costs=bool(args.profile))
     if args.json != STDOUT:
         print(f"results: {out}")
     return 0

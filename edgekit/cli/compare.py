@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if limits:
         old, _ = runs.collect(args.baseline)
         checks = gate.gate(old, found, limits, allow_invalid=args.allow_invalid)
-    show(comparison, args.json, {"gate": [encode(one) for one in checks]} if checks else None)
+    show(comparison, args.json, more={"gate": [encode(one) for one in checks]} if checks else None)
     if args.html:
         provenance = {"Results": ", ".join(map(str, args.results)), "edgekit": __version__}
         report.write_page(comparison, args.html, title="Comparison", provenance=provenance)

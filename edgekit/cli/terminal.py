@@ -70,12 +70,24 @@ def write_json(target: str | None, value: Any) -> None:
         files.write_json(Path(target), value)
 
 
-def show(comparison: "Comparison", json_target: str | None, more: Mapping[str, Any] | None = None) -> None:
-    """Print the tables, or with ``--json -`` the figures; write the JSON, with *more* in it, where asked for."""
+def show(
+    comparison: "Comparison",
+    json_target: str | None,
+    *,
+    more: Mapping[str, Any] | None = None,
+    costs: bool = False,
+) -> None:
+    """Print the tables, with *costs* the operators' too, or with ``--json -`` the figures.
+
+    The JSON is also written where it was asked for, with *more* in it.
+    """
     from edgekit import report
 
     if json_target != STDOUT:
-        report.render(comparison, report.make_console(sys.stdout))
+        console = report.make_console(sys.stdout)
+        report.render(comparison, console)
+        if costs:
+            report.render_costs(comparison, console)
     write_json(json_target, {**report.as_json(comparison), **(more or {})})
 
 

@@ -6,7 +6,7 @@ from edgekit.report.export import as_csv, as_markdown
 from edgekit.report.page import page, write_page
 from edgekit.report.picture import draw
 from edgekit.report.rows import Row
-from edgekit.report.table import as_text, make_console, render
+from edgekit.report.table import as_text, make_console, render, render_costs
 
 __all__ = [
     "Comparison",
@@ -21,5 +21,6 @@ __all__ = [
     "make_console",
     "page",
     "render",
+    "render_costs",
     "write_page",
 ]

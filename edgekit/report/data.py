@@ -56,6 +56,7 @@ def _row(row: Row) -> dict[str, Any]:
         "visit": result.visit if result else None,
         "created": result.created if result else None,
         "delegation": encode(result.delegation) if result and result.delegation else None,
+        "profile": encode(result.profile) if result and result.profile else None,
         "latency": encode(row.latency) if row.latency else None,
         "load_ms": measurement.load_ms if measurement else None,
         "first_ms": measurement.first_ms if measurement else None,

@@ -10,6 +10,7 @@ from typing import Any
 
 from edgekit import __version__, files, units
 from edgekit.artifact import Artifact
+from edgekit.report import costs
 from edgekit.report.cells import prose, table
 from edgekit.report.charts import chart_data
 from edgekit.report.compare import Comparison, Group
@@ -69,6 +70,7 @@ def _group(group: Group, index: int, groups: int) -> str:
     parts.append('<h3>Variants</h3>\n<div class="scroll" tabindex="0" role="region" aria-label="Variants">')
     parts.append(f"{table(group)}</div>")
     parts.append(_doubts(group))
+    parts.append(costs.section(group))
     if any(row.latency for row in group.rows):
         parts.append(_strips())
     parts.append("</section>")

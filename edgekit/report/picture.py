@@ -11,7 +11,6 @@ from edgekit.report.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 7.5, 4.6  # inches, of a panel
 NOTE = "Vertical bars: 95 % interval of top-1. Horizontal: range of the block medians. Hollow: not ranked."
@@ -35,7 +34,7 @@ def draw(comparison: Comparison, path: Path, kind: str) -> None:
     figure.supxlabel(NOTE, fontsize=7.5, color=MUTED)
     figure.draw_without_rendering()  # the labels need to know where the dots are
     for axes, group in zip(figure.axes, groups, strict=True):
-        _labels(figure, axes, group)
+        _labels(axes, group)
     drawing.save(figure, path, kind)
 
 
@@ -88,7 +87,7 @@ def _colour(row: Row, group: Group) -> str:
     return ACCENT if row.name == group.choice.pick else MUTED if row.left_out else INK
 
 
-def _labels(figure: "Figure", axes: "Axes", group: Group) -> None:
+def _labels(axes: "Axes", group: Group) -> None:
     """A name at each dot, the pick's first, where it hides no dot and no other name, if there is such a place."""
     rows = sorted(_drawn(group), key=lambda row: (row.name != group.choice.pick, bool(row.left_out)))
     names, text = drawing.drawable([row.name + (" (reference)" if row.is_reference else "") for row in rows])

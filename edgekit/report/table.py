@@ -4,6 +4,7 @@ from typing import IO, TYPE_CHECKING
 
 from edgekit import units
 from edgekit.report.compare import Comparison, Group
+from edgekit.report.costs import as_lines
 from edgekit.report.rows import Row, partly_delegated
 from edgekit.report.words import figure, sentence
 
@@ -43,6 +44,14 @@ def render(comparison: Comparison, console: "Console") -> None:
         console.print(Text(group.choice.conclusion, style=style))
         console.print()
     console.print(Text(LEGEND, style="dim"))
+
+
+def render_costs(comparison: Comparison, console: "Console") -> None:
+    """Write the dearest operators of each file that was profiled."""
+    from rich.text import Text
+
+    for line in as_lines(comparison):
+        console.print(Text(line), soft_wrap=True)
 
 
 def as_text(comparison: Comparison) -> str:
