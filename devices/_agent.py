@@ -13,9 +13,11 @@ Over a link that may be lost the agent works apart from the host, in FOLDER, the
     python agent.py --detach FOLDER         starts on FOLDER/job.json and returns; events go to FOLDER/events
     python agent.py --follow FOLDER OFFSET  passes the events from that byte on to stdout until the agent ends
     python agent.py --stop FOLDER           ends it, its workers with it
+    python agent.py --wait LOCK SECONDS     waits until nobody holds that lock; status 3 when somebody still does
 
-JOB      {protocol, samples, seconds, blocks, warmup, warmup_seconds, top_k, entries: [ENTRY]}, if wanted
-         profile: true, and for --detach
+JOB      {protocol, samples, seconds, blocks, warmup, warmup_seconds, top_k, entries: [ENTRY]}, where it is wanted
+         {profile: true} and {cool_down_seconds, spacing_ms}: how long it waits before a block for a hot machine to
+         cool down, and how far apart the inferences are that are kept; and for --detach
          {limit_s, patience_s, lock, holder}: it ends after limit_s, or when nobody has followed for patience_s;
          lock is a file that one visit at a time holds, holder what stands in it for the others
 ENTRY    {model, target, precision, output, threads, inputs, predict}; paths are relative to the job's folder,
@@ -27,6 +29,8 @@ Events   device       {protocol, model, cpu, architecture, cores, memory_bytes, 
          samples      {entry, block, start_ns, duration_ns}  lists, one value an inference; at least every second
          telemetry    {entry, time_ns, ...}                  while that entry works; what cannot be read is absent
          predictions  {entry, first, k, top}                 rows from `first` on, k indices a row
+         cooled       {entry, block, seconds, from_c, to_c, enough}  it waited before that block
+         busy         {holder}                               --wait: who holds the lock; every second
          note         {entry, text}                          a doubt about what was measured
          done         {entry}
          profile      {entry, runs, total_us, costs: [{operator, layer, delegated, mean_us}]}  after `done`;
@@ -70,6 +74,10 @@ STALL_S = 600.0  # a child that works and says nothing for so long hangs
 # A child that slept finds cold caches and a lower clock. Caches need a few inferences, clock governors up to
 # some tenths of a second: a quarter of the first warm-up (0.5 s of 2 s) covers both.
 REWARM = 0.25
+# Where the kernel does not say from when on it slows the processor down; a Pi's firmware does from 80 on.
+HOT_C = {"arm": 80.0, "x86": 95.0}
+HEADROOM_C = 5.0  # below that a block may begin
+COOLER_C = 10.0  # that a pause brings, so that the next block does not pause again at once
 # Import name and distribution of what can run a target, best first.
 RUNTIMES = {
     "tflite": (
@@ -320,6 +328,7 @@ def measure(model: Any, rows: list[Any], command: Event, send: Callable[..., Non
         durations.clear()
 
     count, kept, wanted, duration = 0, 0, command["samples"], int(command["seconds"] * 1e9)
+    spacing_ns = command["spacing_ns"]
     gc.collect()
     gc.disable()
     flushed = due = began = clock()
@@ -332,7 +341,7 @@ def measure(model: Any, rows: list[Any], command: Event, send: Callable[..., Non
         if start >= due:
             starts.append(start)
             durations.append(stop - start)
-            kept, due = kept + 1, start + SPACING_NS
+            kept, due = kept + 1, start + spacing_ns
         if stop - flushed >= FLUSH_NS:
             flush()
             flushed = clock()
@@ -715,6 +724,7 @@ class Probe:
         self.has_vcgencmd = not self.pi_flags and "throttled=" in output_of("vcgencmd", "get_throttled")
         self.first_flags, self.first_count = self.flags(), self.count()
         self.before: tuple[int, float] | None = None
+        self.hot_c, self.last_count = self.slows_at() - HEADROOM_C, self.first_count
 
     def flags(self) -> int | None:
         """A Raspberry Pi's flags: bits 0-3 what goes on now, 16-19 what happened since it was booted."""
@@ -736,6 +746,28 @@ class Probe:
             return count > self.first_count
         return None
 
+    def slows_at(self) -> float:
+        """The temperature from which on the processor is slowed down."""
+        passive = []
+        for path in [path for zone in self.zones for path in glob.glob(zone + "/trip_point_*_type")]:
+            text = read(path[: -len("type")] + "temp")
+            if read(path) == "passive" and text.isdigit() and 40_000 < int(text) < 120_000:
+                passive.append(int(text) / 1000)
+        return max(passive) if passive else HOT_C["x86" if platform.machine() in ("x86_64", "i686") else "arm"]
+
+    def temperature(self) -> float | None:
+        found = [int(text) / 1000 for zone in self.zones if (text := read(zone + "/temp")).lstrip("-").isdigit()]
+        if not self.zones and self.has_vcgencmd:
+            text = output_of("vcgencmd", "measure_temp").partition("=")[2].rstrip("'C")
+            found = [float(text)] if text.replace(".", "", 1).isdigit() else []
+        return max(found) if found else None
+
+    def slowed(self) -> bool:
+        """Whether heat slows the machine down now, or did since this was asked last. A weak supply is none."""
+        count, before = self.count(), self.last_count
+        self.last_count = count
+        return bool((self.flags() or 0) & 0xE) or (count is not None and before is not None and count > before)
+
     def other_busy(self) -> float | None:
         """Seconds of CPU time, over all cores, that anything else has used (stolen time too)."""
         total = read("/proc/stat").partition("\n")[0].split()[1:]
@@ -752,9 +784,6 @@ class Probe:
     def read(self, *, restart: bool = False) -> Event:
         """What can be read. Load is the mean since the reading before; *restart*: begin anew."""
         now, busy = clock(), self.other_busy()
-        temperatures = [
-            int(text) / 1000 for zone in self.zones if (text := read(zone + "/temp")).lstrip("-").isdigit()
-        ]
         clocks = [int(text) / 1000 for p in self.policies if (text := read(p + "/scaling_cur_freq")).isdigit()]
         governors = {text for policy in self.policies if (text := read(policy + "/scaling_governor"))}
         load = None
@@ -767,7 +796,7 @@ class Probe:
                 self.before = (now, busy)
         reading = {
             "time_ns": now,
-            "temperature_c": max(temperatures) if temperatures else None,
+            "temperature_c": self.temperature(),
             "clock_mhz": max(clocks) if clocks else None,
             "governor": "+".join(sorted(governors)) or None,
             "throttled": self.throttled(),
@@ -862,8 +891,10 @@ class Visit:
                     "seconds": job["seconds"] / job["blocks"],
                     "warmup": job["warmup"],
                     "warmup_seconds": job["warmup_seconds"] * (REWARM if block else 1.0),
+                    "spacing_ns": int(job["spacing_ms"] * 1e6) if "spacing_ms" in job else SPACING_NS,
                 }
                 for child in self.children:
+                    self.cool(child, block)
                     planned_s = command["warmup_seconds"] + command["seconds"]
                     self.turn(child, command, f"block {block + 1} of {job['blocks']}", planned_s)
             for child in self.children:
@@ -884,6 +915,34 @@ class Visit:
             self.children.append(Child(child.number, child.entry, "--profile"))
             self.turn(self.children[-1], child.entry, "profile", PROFILE_S)
             self.children[-1].end()
+
+    def cool(self, child: Child, block: int) -> None:
+        """Wait while the machine is so hot that it slows down, or is about to; tell for how long."""
+        most_s, probe, from_c = self.job.get("cool_down_seconds", 0.0), self.probe, self.probe.temperature()
+        slowed = probe.slowed()
+        if child.failed or not most_s or not (slowed or (from_c is not None and from_c >= probe.hot_c)):
+            return
+        began = now = time.monotonic()
+        to_c, enough = from_c, False
+        while not enough and now - began < most_s:
+            degrees = "" if to_c is None else f" from {to_c:.0f} C"
+            self.progress(child, f"cools down{degrees}, {now - began:.0f} s", 0.0)
+            self.rest(1.0)
+            now, to_c, slowed = time.monotonic(), probe.temperature(), probe.slowed()
+            enough = not slowed and (to_c is None or to_c <= probe.hot_c - COOLER_C)
+        if not enough and to_c is not None:  # it does not get cooler here: the other blocks need not wait for it
+            probe.hot_c = max(probe.hot_c, to_c + HEADROOM_C)
+        cooled = {"seconds": round(now - began, 1), "from_c": from_c, "to_c": to_c, "enough": enough}
+        emit({"event": "cooled", "entry": child.number, "block": block, **cooled})
+
+    def rest(self, seconds: float) -> None:
+        """Do nothing, unless the host goes."""
+        if self.host:
+            self.host.check()
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if any(key.fd == 0 for key, _ in self.selector.select(left)) and not os.read(0, 4096):
+                raise SystemExit("the host is gone")
 
     def turn(self, child: Child, command: Event, doing: str, planned_s: float) -> None:
         """Let *child* carry out *command* and pass on what it says, with a reading of the machine every second."""
@@ -983,11 +1042,8 @@ def detach(folder: str) -> int:
     lock = open(
         job["lock"], "a+"
     )  # its file descriptor is inherited, and holds the lock as long as the agent lives
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        emit({"event": "error", "entry": None, "text": f"in use by {lock.read().strip() or 'somebody'}"})
+    if not taken(lock, 0.5):  # one that only looks whether it is free holds it for a moment
+        emit({"event": "busy", "holder": holder_in(lock)})
         return 3
     lock.truncate(0)
     lock.write(job["holder"])
@@ -1016,6 +1072,37 @@ def detach(folder: str) -> int:
     signal.signal(signal.SIGALRM, late)
     signal.alarm(max(1, int(job["limit_s"])))
     return run(path)
+
+
+def taken(lock: Any, patience_s: float = 0.0) -> bool:
+    """Whether the open file could be locked."""
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+        time.sleep(0.05)
+
+
+def holder_in(lock: Any) -> str:
+    lock.seek(0)
+    return lock.read().strip() or "somebody"
+
+
+def wait(path: str, seconds: float) -> int:
+    """0 when nobody holds the lock, 3 when somebody does after so many seconds, or the host is gone."""
+    end = time.monotonic() + seconds
+    while True:
+        with open(path, "a+") as lock:
+            if taken(lock):
+                return 0
+            emit({"event": "busy", "holder": holder_in(lock)})
+        left = end - time.monotonic()
+        if left <= 0 or (select.select([0], [], [], min(1.0, left))[0] and not os.read(0, 4096)):
+            return 3
 
 
 def late(number: int, frame: Any) -> None:
@@ -1096,6 +1183,8 @@ def main(arguments: list[str]) -> int:
         return follow(arguments[1], int(arguments[2]))
     if arguments[:1] == ["--stop"]:
         return end_detached(arguments[1])
+    if arguments[:1] == ["--wait"]:
+        return wait(arguments[1], float(arguments[2]))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, stop)
     try:

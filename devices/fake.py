@@ -5,7 +5,7 @@ and every outcome says that they are made up, so that nothing is ever ranked by 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -99,15 +99,52 @@ class FakeDevice:
         # A fake board runs what a real one does; Core ML needs an Apple system.
         return dict.fromkeys((name for name in plugins.names("converters") if name != "coreml"), "fake 1.0")
 
+    @property
+    def machine(self) -> str:
+        return self.address
+
+    def wait(self, limit_s: float, progress: Progress) -> None:
+        """Nobody can hold what is not there."""
+
     def run(self, job: BenchJob, progress: Progress) -> tuple[Outcome, ...]:
         outcomes = []
         for done, entry in enumerate(job.entries):
             progress(f"{entry.artifact.name}: made up", done / len(job.entries))
-            outcomes.append(_outcome(PROFILES[self.profile], job, entry, done))
+            outcome = _outcome(PROFILES[self.profile], job, entry, done)
+            outcomes.append(_sustained(PROFILES[self.profile], job, outcome) if job.sustained else outcome)
         return tuple(outcomes)
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _sustained(profile: Profile, job: BenchJob, measured: Outcome) -> Outcome:
+    """Minutes without a pause: half of them cool, then slower and slower."""
+    assert measured.measurement is not None
+    samples = np.asarray(measured.measurement.samples_ns, np.float64)
+    heat = np.clip(np.linspace(-1.0, 1.0, len(samples)), 0.0, 1.0)
+    starts = np.linspace(0, job.seconds * 1e9, len(samples)).astype(np.int64)
+    seconds = range(int(job.seconds) + 1)
+    hot = [max(0.0, 2 * second / job.seconds - 1) for second in seconds]
+    return replace(
+        measured,
+        measurement=replace(
+            measured.measurement,
+            samples_ns=tuple((samples * (1 + 0.5 * heat)).astype(np.int64).tolist()),
+            starts_ns=tuple(starts.tolist()),
+        ),
+        telemetry=tuple(
+            Telemetry(
+                time_ns=int(second * 1e9),
+                temperature_c=45.0 + 40.0 * second / job.seconds,
+                clock_mhz=profile.clock_mhz * (1 - 0.3 * hot[second]),
+                governor="performance",
+                throttled=hot[second] > 0,
+                other_load=0.01,
+            )
+            for second in seconds
+        ),
+    )
 
 
 def _outcome(profile: Profile, job: BenchJob, entry: Entry, turn: int) -> Outcome:

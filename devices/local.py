@@ -12,9 +12,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit import agent
-from edgekit.device import BenchJob, Device, Outcome, Progress
+from edgekit import agent, lock
+from edgekit.device import BenchJob, Device, Interrupted, Outcome, Progress
 from edgekit.errors import DeviceError, UsageError
+from edgekit.preflight import boot_id
 from edgekit.result import DeviceInfo
 
 ADDRESS, ABOUT = "local", "this machine"
@@ -39,8 +40,22 @@ class LocalDevice:
     info: DeviceInfo
     runtimes: Mapping[str, str]
 
+    @property
+    def machine(self) -> str:
+        return boot_id()
+
+    def wait(self, limit_s: float, progress: Progress) -> None:
+        lock.wait(lock.local_lock(), self.info.address, limit_s, lambda text: progress(text, 0.0))
+
     def run(self, job: BenchJob, progress: Progress) -> tuple[Outcome, ...]:
         visit = agent.Visit(job, self.info.address, progress)
+        with lock.held(lock.local_lock(), self.info.address):
+            try:
+                return self._run(job, visit)
+            except (KeyboardInterrupt, SystemExit) as stop:
+                raise Interrupted(visit.outcomes("interrupted")) from stop
+
+    def _run(self, job: BenchJob, visit: agent.Visit) -> tuple[Outcome, ...]:
         paths = [(str(entry.artifact.path.absolute()), str(entry.inputs.absolute())) for entry in job.entries]
         with tempfile.TemporaryDirectory(prefix="edgekit-") as name:
             folder = Path(name)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from edgekit import plugins
 from edgekit.device import BenchJob, Entry, Outcome, Progress
 from edgekit.errors import DeviceError
-from edgekit.measure import Measurement, Telemetry
+from edgekit.measure import Cooling, Measurement, Telemetry
 from edgekit.operators import Delegation, Profile
 from edgekit.result import DeviceInfo
 from edgekit.schema import SchemaError, decode
@@ -104,6 +104,11 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Busy:
+    holder: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Done:
     entry: int
 
@@ -119,6 +124,7 @@ class _Heard:
     top: list[int]
     notes: list[str]
     telemetry: list[Telemetry]
+    cooling: list[Cooling]
     done: bool
     error: str
     profile: Profile | None = None
@@ -146,12 +152,21 @@ def describe(line: str | bytes, address: str) -> tuple[DeviceInfo, Mapping[str, 
     return info, found.runtimes
 
 
+def busy(line: str | bytes, address: str) -> str:
+    """Who holds the device, from a `busy` event; nothing for another line."""
+    event = _event(line, address)
+    if event is None or event.pop("event") != "busy":
+        return ""
+    return _decode(Busy, event, address).holder
+
+
 class Visit:
     """The events of one job, collected. Feed it every line, then take the outcomes."""
 
     def __init__(self, job: BenchJob, address: str, progress: Progress) -> None:
         self.job, self.address, self.progress = job, address, progress
-        self._heard = [_Heard(None, [], [], [], [], [], [], False, "") for _ in job.entries]
+        self.share = 0.0  # done of the whole job, as far as is known
+        self._heard = [_Heard(None, [], [], [], [], [], [], [], False, "") for _ in job.entries]
 
     def feed(self, line: str | bytes) -> None:
         """Take in one line of the agent's. Raises DeviceError when it makes no sense or refuses the job."""
@@ -163,7 +178,7 @@ class Visit:
             return
         if kind == "progress":
             doing = self._decode(Doing, event)
-            entry = self.job.entries[doing.entry]
+            entry, self.share = self.job.entries[doing.entry], doing.share
             self.progress(f"{entry.artifact.name}: {doing.doing}", doing.share)
         elif kind == "loaded":
             loaded = self._decode(Loaded, event)
@@ -177,6 +192,9 @@ class Visit:
         elif kind == "telemetry":
             heard = self._of(event.pop("entry", None))
             heard.telemetry.append(self._decode(Telemetry, event))
+        elif kind == "cooled":
+            heard = self._of(event.pop("entry", None))
+            heard.cooling.append(self._decode(Cooling, event))
         elif kind == "predictions":
             self._of(event.get("entry")).top += self._decode(Rows, event).top
         elif kind == "note":
@@ -210,11 +228,13 @@ class Visit:
 
 def _outcome(heard: _Heard, cut_off: str) -> Outcome:
     loaded, measurement = heard.loaded, None
-    if loaded and heard.samples_ns:
+    # An interrupt may have come between the three.
+    count = min(len(heard.samples_ns), len(heard.starts_ns), len(heard.blocks))
+    if loaded and count:
         measurement = Measurement(
-            samples_ns=tuple(heard.samples_ns),
-            starts_ns=tuple(heard.starts_ns),
-            blocks=tuple(heard.blocks),
+            samples_ns=tuple(heard.samples_ns[:count]),
+            starts_ns=tuple(heard.starts_ns[:count]),
+            blocks=tuple(heard.blocks[:count]),
             load_ms=loaded.load_ms,
             first_ms=loaded.first_ms,
             peak_memory_bytes=loaded.peak_memory_bytes,
@@ -229,6 +249,7 @@ def _outcome(heard: _Heard, cut_off: str) -> Outcome:
         telemetry=tuple(heard.telemetry),
         delegation=loaded.operators if loaded else None,
         profile=heard.profile,
+        cooling=tuple(heard.cooling),
         error=heard.error or ("" if heard.done else cut_off),
     )
 

@@ -1,26 +1,28 @@
 """Measures artifacts on a device: one visit, every artifact and thread count in turn, one result file each."""
 
-import tempfile
-import uuid
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from edgekit import __version__, files, inputs, result
+from edgekit import files, inputs
 from edgekit.artifact import Artifact
 from edgekit.data import Dataset
-from edgekit.device import BenchJob, Device, Entry, Outcome, Progress
+from edgekit.device import BenchJob, Device, Entry, Progress
 from edgekit.errors import ArtifactError, DataError, DeviceError, UsageError
 from edgekit.preprocess import Pixels, Preprocess
 from edgekit.recipe import BenchSpec
-from edgekit.result import Predictions, Result, Settings
+from edgekit.result import Result
+from edgekit.stable import until_stable
+from edgekit.visit import Images, Plan, Prepared, Say, ignore, visit, write
 
-NOISE = "noise"
 TOP_K = 5
+SWEEP = (1, 2, 4)
+SUSTAINED_SAMPLES = 200_000  # are kept of a sustained run at most, however long it is
 # Why a target does not run on a device that lacks its runtime.
 CURES = {
     "tflite": "edgekit device setup, or pip install ai-edge-litert there",
@@ -30,14 +32,21 @@ CURES = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Images:
-    """Labelled pictures. *truth* holds indices into *classes*; *read* gives the pixels (N, H, W, 3)."""
+class Method:
+    """What a bench does beyond its spec.
 
-    name: str
-    images_sha256: str
-    truth: tuple[int, ...]
-    classes: tuple[str, ...]
-    read: Callable[[Preprocess], Pixels]
+    *wait_s*: for a device that is in use. *repeat*: until it is stable. *sustained_min*: minutes without a pause
+    instead of the spec's blocks, of one artifact with one thread count. *profile*: also tell what each operator
+    costs, where the runtime tells.
+    """
+
+    wait_s: float = 0.0
+    repeat: bool = False
+    sustained_min: float = 0.0
+    profile: bool = True
+
+
+PLAIN = Method()
 
 
 def held_out(dataset: Dataset) -> Images:
@@ -76,6 +85,22 @@ def sample(images: Images, count: int) -> Images:
     )
 
 
+class Incomplete(DeviceError):
+    """Some of what was asked for failed; *results* are the others, written by then."""
+
+    def __init__(self, text: str, results: Sequence[Result] = ()) -> None:
+        self.results = tuple(results)
+        super().__init__(text)
+
+
+def sweep(artifacts: Sequence[Artifact], cores: int) -> tuple[int, ...]:
+    """The thread counts where none are named: one, and for a single file those up to four that the cores allow.
+
+    More than four seldom helps: a phone's other cores are slow ones, and LiteRT waits for the slowest.
+    """
+    return tuple(n for n in SWEEP if n <= max(1, cores)) if len(artifacts) == 1 else SWEEP[:1]
+
+
 def bench(
     artifacts: Sequence[Artifact],
     device: Device,
@@ -85,61 +110,116 @@ def bench(
     images: Images | None,
     progress: Progress,
     threads: Sequence[int] | None = None,
-    profile: bool = True,
+    method: Method = PLAIN,
+    prepared: Prepared | None = None,
+    say: Say = ignore,
 ) -> list[Result]:
     """The results, each also in ``out/NAME.json`` (``NAME-tN.json`` when there are several thread counts).
 
-    Without *images* the inputs are noise and nothing is predicted. Raises DeviceError at the end, naming the
-    entries that failed; those that ran are written by then, and what a failed one had measured stands in
-    ``out/partial``.
+    Without *images* the inputs are noise and nothing is predicted. *prepared*: inputs that several devices share.
+    Raises Incomplete at the end, naming the entries that failed; those that ran are written by then, and what a
+    failed one had measured stands in ``out/partial``, as all does after an interrupt. Raises it also for what did
+    not become stable where the method repeats; the last valid try is written then, and every try in ``out/tries``.
     """
     counts = tuple(dict.fromkeys(threads or spec.threads))
-    _check(artifacts, device, images)
-    truths = [_truth(artifact, images) for artifact in artifacts] if images else []
-    with tempfile.TemporaryDirectory(prefix="edgekit-inputs-") as folder:
-        prepared = _prepare(artifacts, images, Path(folder), progress)
-        job = BenchJob(
-            entries=tuple(
-                Entry(artifact=artifact, threads=count, inputs=path, predict=images is not None)
-                for artifact, path in zip(artifacts, prepared, strict=True)
-                for count in counts
-            ),
-            samples=spec.samples,
-            seconds=spec.seconds,
-            blocks=spec.blocks,
-            warmup=spec.warmup,
-            warmup_seconds=spec.warmup_seconds,
-            top_k=TOP_K,
-            profile=profile,
+    _check(artifacts, device, images, counts, method)
+    truths = tuple(_truth(artifact, images) for artifact in artifacts) if images else ()
+    with ExitStack() as stack:
+        if prepared is None:
+            prepared = stack.enter_context(Prepared.for_images(images))
+        # Before the inputs are made, which takes time of this machine's.
+        deadline = time.monotonic() + method.wait_s
+        device.wait(method.wait_s, progress)
+        paths = prepared.paths(artifacts, progress)
+        plan = Plan(
+            device=device,
+            job=_job(artifacts, paths, counts, spec, method, predict=images is not None),
+            images=images,
+            truths=tuple(truth for truth in truths for _ in counts),
+            names=tuple(_name(artifact, n, counts, method) for artifact in artifacts for n in counts),
+            sustained_min=method.sustained_min,
+            deadline=deadline,
         )
-        outcomes = device.run(job, progress)
-    visit, created = uuid.uuid4().hex[:12], datetime.now(UTC).isoformat(timespec="seconds")
-    results, failed = [], []
-    for index, (entry, outcome) in enumerate(zip(job.entries, outcomes, strict=True)):
-        name = f"{entry.artifact.name}-t{entry.threads}" if len(counts) > 1 else entry.artifact.name
-        truth = truths[index // len(counts)] if images else ()
-        found = _result(entry, outcome, device, images, truth, visit, created)
-        if outcome.error:
-            failed.append(f"{name}: {outcome.error}")
-        if found is None:
-            continue
-        if outcome.error:
-            result.write(found, out / "partial" / f"{name}.json")
+        if method.repeat:
+            visited, unstable = until_stable(plan, out / "tries", progress, say)
         else:
-            result.write(found, out / f"{name}.json")
-            files.remove(out / "partial" / f"{name}.json")
-            results.append(found)
+            visited, unstable = visit(plan, progress), ""
+    write(visited, out)
+    if visited.stop:
+        raise visited.stop
     progress("measured", 1.0)
-    if failed:
-        total = len(job.entries)
-        raise DeviceError(f"{len(failed)} of {total} failed on {device.info.address}:\n  " + "\n  ".join(failed))
+    results = list(visited.whole.values())
+    if visited.failed:
+        listed = "\n  ".join(f"{name}: {error}" for name, error in visited.failed.items())
+        total = len(plan.job.entries)
+        raise Incomplete(f"{len(visited.failed)} of {total} failed on {device.info.address}:\n  {listed}", results)
+    if unstable:
+        raise Incomplete(f"{device.info.address}: {unstable}", results)
     return results
 
 
-def _check(artifacts: Sequence[Artifact], device: Device, images: Images | None) -> None:
+def _job(
+    artifacts: Sequence[Artifact],
+    paths: Sequence[Path],
+    counts: Sequence[int],
+    spec: BenchSpec,
+    method: Method,
+    *,
+    predict: bool,
+) -> BenchJob:
+    job = BenchJob(
+        entries=tuple(
+            Entry(artifact=artifact, threads=count, inputs=path, predict=predict and not method.sustained_min)
+            for artifact, path in zip(artifacts, paths, strict=True)
+            for count in counts
+        ),
+        samples=spec.samples,
+        seconds=spec.seconds,
+        blocks=spec.blocks,
+        warmup=spec.warmup,
+        warmup_seconds=spec.warmup_seconds,
+        top_k=TOP_K,
+        cool_down_seconds=spec.cool_down_seconds,
+        profile=method.profile,
+    )
+    if not method.sustained_min:
+        return job
+    seconds = 60 * method.sustained_min
+    spacing_ms = max(job.spacing_ms, 1e3 * seconds / SUSTAINED_SAMPLES)
+    return replace(
+        job, samples=1, seconds=seconds, blocks=1, cool_down_seconds=0.0, spacing_ms=spacing_ms, sustained=True
+    )
+
+
+def _name(artifact: Artifact, count: int, counts: Sequence[int], method: Method) -> str:
+    name = f"{artifact.name}-t{count}" if len(counts) > 1 else artifact.name
+    return f"{name}-sustained" if method.sustained_min else name
+
+
+def check_threads(counts: Sequence[int], device: Device) -> None:
+    """Raise UsageError for more threads than the device has cores."""
+    if max(counts) > device.info.cores:
+        cores = "1 core" if device.info.cores == 1 else f"{device.info.cores} cores"
+        raise UsageError(
+            f"{max(counts)} threads: {device.info.address} has {cores}, and more threads would wait for each "
+            f"other: --threads {device.info.cores} at most"
+        )
+
+
+def _check(
+    artifacts: Sequence[Artifact], device: Device, images: Images | None, counts: Sequence[int], method: Method
+) -> None:
     """Find what would fail later, before the long work starts."""
     if not artifacts:
         raise UsageError("nothing to measure: give at least one artifact")
+    check_threads(counts, device)
+    if method.sustained_min and (len(artifacts) > 1 or len(counts) > 1):
+        raise UsageError("--sustained runs one file with one thread count: name them")
+    if method.repeat and (device.info.fake or device.info.emulated):
+        kind = "a fake" if device.info.fake else "an emulated"
+        raise UsageError(
+            f"{device.info.address} is {kind} device, whose runs are never valid: it cannot become stable"
+        )
     for artifact in artifacts:
         if not artifact.path.exists():
             raise ArtifactError(f"no such file: {artifact.path}")
@@ -184,69 +264,3 @@ def _truth(artifact: Artifact, images: Images) -> tuple[int, ...]:
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(map(repr, names[:8]))
     return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"
-
-
-def _prepare(artifacts: Sequence[Artifact], images: Images | None, folder: Path, progress: Progress) -> list[Path]:
-    """Each artifact's inputs; those that take the same share one file."""
-    paths: dict[tuple[object, ...], Path] = {}
-    read: dict[Preprocess, Pixels] = {}
-    for artifact in artifacts:
-        if (key := inputs.key(artifact)) in paths:
-            continue
-        progress(f"inputs for {artifact.name}", 0.0)
-        if artifact.preprocess not in read:
-            read = {artifact.preprocess: (images.read if images else inputs.noise(artifact))(artifact.preprocess)}
-        pixels = read[artifact.preprocess]
-        if images and len(pixels) != len(images.truth):
-            raise DataError(f"{images.name}: {len(pixels)} pictures, but {len(images.truth)} true classes")
-        paths[key] = folder / f"{len(paths)}.npy"
-        inputs.write(artifact, pixels, paths[key])
-    return [paths[inputs.key(artifact)] for artifact in artifacts]
-
-
-def _result(
-    entry: Entry,
-    outcome: Outcome,
-    device: Device,
-    images: Images | None,
-    truth: tuple[int, ...],
-    visit: str,
-    created: str,
-) -> Result | None:
-    """The result of one entry, as far as it came; None when nothing was measured."""
-    if outcome.measurement is None:
-        return None
-    notes = outcome.notes
-    if device.info.emulated:
-        notes = (*notes, "an emulated device: its latency says nothing about a real one")
-    if outcome.error:
-        notes = (*notes, f"cut off: {outcome.error}")
-    predictions = None
-    if images and not outcome.error:
-        predictions = Predictions(
-            dataset=images.name,
-            images_sha256=images.images_sha256,
-            truth=truth,
-            k=len(outcome.top) // len(truth),
-            top=outcome.top,
-        )
-    return Result(
-        edgekit=__version__,
-        created=created,
-        visit=visit,
-        artifact=entry.artifact,
-        device=device.info,
-        settings=Settings(
-            threads=entry.threads,
-            runtime=outcome.runtime,
-            runtime_version=outcome.runtime_version,
-            delegate=outcome.delegate,
-            input=images.name if images else NOISE,
-        ),
-        measurement=outcome.measurement,
-        telemetry=outcome.telemetry,
-        notes=notes,
-        predictions=predictions,
-        delegation=outcome.delegation,
-        profile=outcome.profile,
-    )

@@ -8,7 +8,7 @@ from typing import Protocol
 from edgekit import inventory, plugins
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError, nearest
-from edgekit.measure import Measurement, Telemetry
+from edgekit.measure import Cooling, Measurement, Telemetry
 from edgekit.operators import Delegation, Profile
 from edgekit.result import DeviceInfo
 
@@ -27,7 +27,11 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchJob:
-    """One visit: every entry runs in a process of its own, its blocks in turn with the others' (A B A B)."""
+    """One visit: every entry runs in a process of its own, its blocks in turn with the others' (A B A B).
+
+    ``cool_down_seconds``: how long a block waits at most for a hot device. ``spacing_ms``: how far apart the
+    inferences lie whose samples are kept. ``sustained``: one block without end is what is asked for.
+    """
 
     entries: tuple[Entry, ...]
     samples: int
@@ -37,6 +41,9 @@ class BenchJob:
     warmup_seconds: float
     top_k: int = 5
     profile: bool = False  # also what each operator costs, in a process apart, where the runtime tells
+    cool_down_seconds: float = 0.0
+    spacing_ms: float = 0.5
+    sustained: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +59,16 @@ class Outcome:
     telemetry: tuple[Telemetry, ...] = ()
     delegation: Delegation | None = None
     profile: Profile | None = None
+    cooling: tuple[Cooling, ...] = ()
     error: str = ""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A visit that the user ended, with what was measured until then."""
+
+    def __init__(self, outcomes: tuple[Outcome, ...]) -> None:
+        self.outcomes = outcomes
+        super().__init__()
 
 
 class Device(Protocol):
@@ -64,8 +80,20 @@ class Device(Protocol):
         """What runs each target here, with its version: ``{"tflite": "ai-edge-litert 2.3.0"}``."""
         ...
 
+    @property
+    def machine(self) -> str:
+        """Equal for addresses of one machine, which would disturb each other; empty where it is not told."""
+        ...
+
+    def wait(self, limit_s: float, progress: Progress) -> None:
+        """Return when nobody else measures there. Raises DeviceBusy when somebody does after *limit_s*."""
+        ...
+
     def run(self, job: BenchJob, progress: Progress) -> tuple[Outcome, ...]:
-        """One outcome an entry, in order. Raises DeviceError when the device cannot be used at all."""
+        """One outcome an entry, in order. Raises DeviceError when the device cannot be used at all.
+
+        DeviceBusy says that somebody else measures there, Interrupted that the user ended it.
+        """
         ...
 
     def close(self) -> None: ...

@@ -11,6 +11,7 @@ EdgekitError             1   something failed
 ├── ConversionError      1   a model cannot be converted
 ├── ResultError          1   a result file is damaged, or results cannot be compared
 └── DeviceError          1   a device cannot be reached or cannot run the job
+    └── DeviceBusy       1   somebody else measures there; says who
 """
 
 from collections.abc import Iterable, Sequence
@@ -56,6 +57,16 @@ class ResultError(EdgekitError): ...
 
 
 class DeviceError(EdgekitError): ...
+
+
+class DeviceBusy(DeviceError):
+    def __init__(self, address: str, holder: str) -> None:
+        self.address, self.holder = address, holder
+        super().__init__(f"{address}: {self.words(holder)}; one visit at a time: --wait waits its turn")
+
+    @staticmethod
+    def words(holder: str) -> str:
+        return f"in use by {holder or 'somebody'}"
 
 
 def nearest(value: str, choices: Iterable[str]) -> str:

@@ -31,6 +31,17 @@ class Telemetry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Cooling:
+    """A pause before *block* on a hot device. *enough*: it was cool again, and not only the time over."""
+
+    block: int
+    seconds: float
+    from_c: float | None
+    to_c: float | None
+    enough: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
     """What a tool tells of a block of *count* inferences that it does not give one by one. Times in ns."""
 
@@ -152,23 +163,28 @@ class Validity:
         return not self.reasons
 
 
-def judge(measurement: Measurement, telemetry: Sequence[Telemetry], notes: Sequence[str] = ()) -> Validity:
-    """The verdict on a latency run. *notes* are reasons that the device itself gave (emulated, fell back)."""
+def judge(
+    measurement: Measurement, telemetry: Sequence[Telemetry], notes: Sequence[str] = (), *, sustained: bool = False
+) -> Validity:
+    """The verdict on a latency run. *notes* are reasons that the device itself gave (emulated, fell back).
+
+    Of a *sustained* run heat is what is asked for, so what it does to latency and clock is no reason.
+    """
     reasons = list(notes)
     if measurement.count < MIN_SAMPLES:
         reasons.append(f"too few samples: {measurement.count} of {MIN_SAMPLES}")
     if measurement.count:
         found = latency(measurement)
-        if abs(found.drift) > MAX_DRIFT:
+        if abs(found.drift) > MAX_DRIFT and not sustained:
             reasons.append(f"drift of {100 * found.drift:+.0f} % between the halves of the run")
         if found.spread > MAX_SPREAD:
             reasons.append(f"a block's median lies {100 * found.spread:.0f} % off")
-    if any(point.throttled for point in telemetry):
+    if any(point.throttled for point in telemetry) and not sustained:
         reasons.append("the device throttled")
     if len(governors := _told(telemetry, "governor")) > 1:
         reasons.append(f"the clock governor changed: {', '.join(sorted(governors))}")
     clocks = [point.clock_mhz for point in telemetry if point.clock_mhz is not None]
-    if clocks and (change := _change(clocks)) > MAX_CLOCK_CHANGE:
+    if clocks and (change := _change(clocks)) > MAX_CLOCK_CHANGE and not sustained:
         reasons.append(f"the clock changed by {100 * change:.0f} % ({min(clocks):.0f} to {max(clocks):.0f} MHz)")
     loads = [point.other_load for point in telemetry if point.other_load is not None]
     if loads and (mean := sum(loads) / len(loads)) > MAX_OTHER_LOAD:

@@ -8,6 +8,7 @@ inference only.
 import shlex
 import struct
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,15 +19,15 @@ import numpy as np
 
 from edgekit import benchmark_model, phone, preflight
 from edgekit.benchmark_model import Told
-from edgekit.device import BenchJob, Entry, Outcome, Progress
-from edgekit.errors import DeviceError, UsageError
+from edgekit.device import BenchJob, Entry, Interrupted, Outcome, Progress
+from edgekit.errors import DeviceBusy, DeviceError, UsageError
 from edgekit.inventory import Options
-from edgekit.measure import Measurement, Summary, Telemetry
+from edgekit.measure import Cooling, Measurement, Summary, Telemetry
 from edgekit.operators import Delegation
-from edgekit.phone_shell import PREDICT, TIMED, Shell, command
+from edgekit.phone_shell import POLL_S, PREDICT, TIMED, Shell, command, cool
 from edgekit.preflight import Facts
 from edgekit.result import DeviceInfo
-from edgekit.transport import LinkLost, Transport, output, reconnect
+from edgekit.transport import LOST, LinkLost, Transport, output, reconnect
 from edgekit.transport.push import parcel, push
 
 PATIENCE_S = 60.0  # for a link to come back
@@ -49,6 +50,7 @@ class _Heard:
     notes: list[str] = field(default_factory=list)
     summaries: list[Summary] = field(default_factory=list)
     telemetry: list[Telemetry] = field(default_factory=list)
+    cooling: list[Cooling] = field(default_factory=list)
     top: list[int] = field(default_factory=list)
     error: str = ""
 
@@ -69,7 +71,24 @@ class PhoneDevice:
     def runtimes(self) -> Mapping[str, str]:
         return {"tflite": f"benchmark_model {self.digest[:8]}"}
 
+    @property
+    def machine(self) -> str:
+        return self.facts.boot
+
+    def wait(self, limit_s: float, progress: Progress) -> None:
+        end, shell = time.monotonic() + limit_s, self._shell()
+        while holder := shell.holder():
+            if time.monotonic() >= end:
+                raise DeviceBusy(self.info.address, holder)
+            progress(DeviceBusy.words(holder), 0.0)
+            time.sleep(min(POLL_S, max(0.0, end - time.monotonic())))
+
     def run(self, job: BenchJob, progress: Progress) -> tuple[Outcome, ...]:
+        if job.sustained:
+            raise UsageError(
+                f"{self.info.address}: benchmark_model tells no single times, so nothing over time: --sustained "
+                "needs the agent"
+            )
         counts = {
             entry.inputs: len(np.load(entry.inputs, mmap_mode="r")) for entry in job.entries if entry.predict
         }
@@ -78,26 +97,40 @@ class PhoneDevice:
                 f"{self.info.address}: {most} images are a start of benchmark_model each, and at most "
                 f"{MAX_IMAGES} are taken: edgekit bench --accuracy-samples 500"
             )
-        folder = self.facts.folder
-        shell = Shell(transport=self.transport, folder=folder, visit=f"{folder}/visits/{uuid.uuid4().hex[:12]}")
+        shell = self._shell()
+        heard: list[_Heard] = []
         with shell.locked():
-            heard = self._bring(job, progress)
-            steps = [
-                *((entry, one, None) for entry, one in zip(job.entries, heard, strict=True)),
-                *((e, one, b) for b in range(job.blocks) for e, one in zip(job.entries, heard, strict=True)),
-            ]
-            for done, (entry, one, block) in enumerate(steps):
-                text = "load" if block is None else f"block {block + 1} of {job.blocks}"
-                progress(f"{entry.artifact.name}: {text}", done / (len(steps) + 1))
-                if not one.error:
-                    self._try(one, partial(self._start, shell, job, entry, one, block))
-            for entry, one in zip(job.entries, heard, strict=True):
-                if entry.predict and not one.error:
-                    self._try(one, partial(self._predict, shell, job, entry, one, progress))
+            try:
+                heard += self._bring(job, progress)
+                self._visit(shell, job, heard, progress)
+            except (KeyboardInterrupt, SystemExit) as stop:
+                for one in heard:
+                    one.error = one.error or "interrupted"
+                told = tuple(self._outcome(one) for one in heard)
+                raise Interrupted(
+                    told or (Outcome(measurement=None, error="interrupted"),) * len(job.entries)
+                ) from stop
         return tuple(self._outcome(one) for one in heard)
 
     def close(self) -> None:
         self.transport.close()
+
+    def _shell(self) -> Shell:
+        folder = self.facts.folder
+        return Shell(transport=self.transport, folder=folder, visit=f"{folder}/visits/{uuid.uuid4().hex[:12]}")
+
+    def _visit(self, shell: Shell, job: BenchJob, heard: list[_Heard], progress: Progress) -> None:
+        pairs = list(zip(job.entries, heard, strict=True))
+        steps = [*((*pair, None) for pair in pairs), *((*pair, b) for b in range(job.blocks) for pair in pairs)]
+        for done, (entry, one, block) in enumerate(steps):
+            text = "load" if block is None else f"block {block + 1} of {job.blocks}"
+            tell = partial(progress, f"{entry.artifact.name}: {text}", done / (len(steps) + 1))
+            tell()
+            if not one.error:
+                self._try(one, partial(self._start, shell, job, entry, one, block, tell), progress)
+        for entry, one in pairs:
+            if entry.predict and not one.error:
+                self._try(one, partial(self._predict, shell, job, entry, one, progress), progress)
 
     # ---- steps -------------------------------------------------------------------------------------------------
 
@@ -123,7 +156,7 @@ class PhoneDevice:
             for one, entry in zip(models, job.entries, strict=True)
         ]
 
-    def _try(self, one: _Heard, step: Callable[[], None]) -> None:
+    def _try(self, one: _Heard, step: Callable[[], None], progress: Progress) -> None:
         """Take the step, anew when the link was lost meanwhile. What fails stands in the entry then."""
         for last in (*[False] * (TRIES - 1), True):
             try:
@@ -131,7 +164,7 @@ class PhoneDevice:
                 return
             except LinkLost as error:
                 try:
-                    reconnect(self.transport, self.patience_s)
+                    reconnect(self.transport, self.patience_s, lambda: progress(LOST, 0.0))
                 except DeviceError as gone:
                     one.error = f"{error}, and then: {gone}"
                     return
@@ -141,7 +174,9 @@ class PhoneDevice:
                 one.error = str(error)
                 return
 
-    def _start(self, shell: Shell, job: BenchJob, entry: Entry, one: _Heard, block: int | None) -> None:
+    def _start(
+        self, shell: Shell, job: BenchJob, entry: Entry, one: _Heard, block: int | None, tell: Callable[[], None]
+    ) -> None:
         """A start of the tool: one block, or with None a short one for load time, memory and delegate."""
         seconds = job.seconds / job.blocks if block is not None else 0.0
         warmup_s = job.warmup_seconds if block is not None else 0.0
@@ -158,9 +193,10 @@ class PhoneDevice:
             flags.append("--report_peak_memory_footprint=true")
         line = command(self.program, one.model, entry, self.delegate, "first.raw", flags)
         shell.end()
-        text, ended = shell.say(
-            TIMED, 2 * most_s + 60.0, COMMAND=line, IMAGES=shlex.quote(one.images), BYTES=str(_image_bytes(entry))
-        )
+        if block is not None:
+            one.cooling += cool(shell, job.cool_down_seconds, block, tell)
+        filled = {"COMMAND": line, "IMAGES": shlex.quote(one.images), "BYTES": str(_image_bytes(entry))}
+        text, ended = shell.say(TIMED, 2 * most_s + 60.0, tell, **filled)
         before, _, rest = text.partition(f"{phone.MARK} begin\n")
         during, _, after = rest.partition(f"{phone.MARK} status ")
         status, _, after = after.partition("\n")
@@ -241,6 +277,7 @@ class PhoneDevice:
             notes=tuple(one.notes),
             telemetry=tuple(one.telemetry),
             delegation=one.delegation,
+            cooling=tuple(one.cooling),
             error=one.error,
         )
 

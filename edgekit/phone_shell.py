@@ -1,20 +1,20 @@
 """What a phone's shell is told, to start `benchmark_model`: one visit's folder, its scripts, its lock."""
 
-import getpass
 import re
 import shlex
-import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
 
-from edgekit import benchmark_model, phone
+from edgekit import benchmark_model, lock, phone
 from edgekit.device import Entry
-from edgekit.errors import DeviceError
+from edgekit.errors import DeviceBusy, DeviceError
+from edgekit.measure import Cooling, Telemetry
 from edgekit.transport import Transport, output
 
 STALE_MIN = 10  # a lock that nobody touched for so long is nobody's
+POLL_S = 5.0  # between two looks at a phone that is in use, or hot
 INPUT = "--input_layer=input --input_layer_value_files=input:{file} --input_layer_shape={shape}"
 
 # Readings before, every five seconds and after. The lock is touched meanwhile.
@@ -60,6 +60,8 @@ else
     rmdir VISIT; cat LOCK/holder; exit 3
 fi
 """
+LOOK = "touch LOCK; READING"
+WHO = '[ ! -d LOCK ] || [ -n "$(find LOCK -maxdepth 0 -mmin +STALE)" ] || { cat LOCK/holder; exit 3; }'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,11 +75,10 @@ class Shell:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One visit at a time, in a folder of its own, which goes in the end."""
-        holder = f"{getpass.getuser()}@{socket.gethostname()} since {datetime.now():%H:%M on %Y-%m-%d}"
-        said, status = self.say(TAKE_LOCK, 30.0, HOLDER=shlex.quote(holder), STALE=str(STALE_MIN))
+        said, status = self.say(TAKE_LOCK, 30.0, HOLDER=shlex.quote(lock.me()), STALE=str(STALE_MIN))
         address = self.transport.address
         if status == 3:
-            raise DeviceError(f"{address}: in use by {said.strip() or 'somebody'}; one visit at a time")
+            raise DeviceBusy(address, said.strip())
         if status:
             raise DeviceError(f"{address}: {self.visit} cannot be made there")
         try:
@@ -87,14 +88,30 @@ class Shell:
                 self.end()
                 self.say("rm -rf VISIT LOCK", 60.0)
 
+    def holder(self) -> str:
+        """Who holds it now, or nothing."""
+        said, status = self.say(WHO, 30.0, STALE=str(STALE_MIN))
+        return (said.strip() or "somebody") if status == 3 else ""
+
     def end(self) -> None:
         """End a start whose link was lost: it would disturb the next one."""
         output(self.transport, self._filled(END_IT, {}))
 
-    def say(self, script: str, limit_s: float, **values: str) -> tuple[str, int]:
-        """What a script prints, its words in capitals filled in, and its status."""
+    def say(
+        self, script: str, limit_s: float, tick: Callable[[], None] = lambda: None, /, **values: str
+    ) -> tuple[str, int]:
+        """What a script prints, its words in capitals filled in, and its status. *tick* is called meanwhile."""
         lines: list[bytes] = []
-        ended = self.transport.run(self._filled(script, values), limit_s=limit_s, feed=lines.append)
+        ticked = time.monotonic()
+
+        def take(line: bytes) -> None:
+            nonlocal ticked
+            lines.append(line)
+            if time.monotonic() - ticked >= 1.0:
+                ticked = time.monotonic()
+                tick()
+
+        ended = self.transport.run(self._filled(script, values), limit_s=limit_s, feed=take)
         return b"".join(lines).decode(errors="replace") + ended.stderr, ended.status
 
     def _filled(self, script: str, values: dict[str, str]) -> str:
@@ -106,6 +123,31 @@ class Shell:
         }
         # In one pass: what is filled in may hold such words itself.
         return re.sub(r"\b[A-Z]{4,}\b", lambda found: {**own, **values}.get(found[0], found[0]), script)
+
+
+def cool(shell: Shell, most_s: float, block: int, tell: Callable[[], None]) -> list[Cooling]:
+    """The pause before a block, if any: as long as the phone says that it throttles; it knows best."""
+
+    def look() -> Telemetry | None:
+        found = phone.readings(shell.say(LOOK, 60.0)[0], at_work=False)
+        return found[-1] if found else None
+
+    first = last = look() if most_s else None
+    if first is None or not first.throttled:
+        return []
+    began = now = time.monotonic()
+    while last is not None and last.throttled and now - began < most_s:
+        tell()
+        time.sleep(POLL_S)
+        last, now = look(), time.monotonic()
+    pause = Cooling(
+        block=block,
+        seconds=round(now - began, 1),
+        from_c=first.temperature_c,
+        to_c=last.temperature_c if last else None,
+        enough=last is not None and not last.throttled,
+    )
+    return [pause]
 
 
 def command(program: str, model: str, entry: Entry, delegate: str, image: str, flags: list[str]) -> str:

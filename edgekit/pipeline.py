@@ -1,23 +1,23 @@
 """The whole flow: train, convert, bench, compare. What is done already is skipped."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from edgekit import __version__, checkpoint, files, recipe, report, result, runs
+from edgekit import __version__, checkpoint, files, recipe, report, runs
 from edgekit import artifact as artifacts
 from edgekit.artifact import Artifact
-from edgekit.bench import bench, held_out
+from edgekit.bench import PLAIN, Method, held_out
+from edgekit.benchstage import BenchStage, Listener, check_devices
 from edgekit.checkpoint import Checkpoint
 from edgekit.data import Dataset
 from edgekit.data import names as data_names
-from edgekit.device import Device, Progress, open_device
-from edgekit.errors import ArtifactError, CheckpointError, ResultError, UsageError, unknown
+from edgekit.device import Progress
+from edgekit.errors import ArtifactError, CheckpointError, UsageError, unknown
 from edgekit.group import ALONE, Group
-from edgekit.recipe import BenchSpec, Recipe, Variant
+from edgekit.recipe import Recipe, Variant
 from edgekit.report import Comparison
 from edgekit.runs import Run
 from edgekit.schema import encode
@@ -28,14 +28,6 @@ if TYPE_CHECKING:
 
 STAGES = ("train", "convert", "bench", "compare")
 PARITY_IMAGES = 256
-
-
-class Listener(Protocol):
-    """Who is told what happens: the command line prints, a library user may stay silent."""
-
-    def say(self, text: str) -> None: ...
-    def bar(self, stage: str) -> AbstractContextManager[Progress]: ...
-    def confirm(self, question: str) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -82,8 +74,7 @@ class Pipeline:
                 raise UsageError("the recipe has no [[variant]]: nothing to convert")
             convert.check(self.recipe.variant)
         if "bench" in stages:
-            for address in devices:
-                open_device(address).close()
+            check_devices(devices, self.recipe.bench.threads)
 
     def trained(self) -> bool:
         if not self.run.is_done("train", self._train_key):
@@ -200,45 +191,16 @@ class Pipeline:
                 self.listener.say(f"convert: {artifact.name} is BROKEN: {fault}")
         return made
 
-    def bench(self, made: Sequence[Artifact], address: str) -> None:
-        device = open_device(address)
-        try:
-            self._bench(made, address, device)
-        finally:
-            device.close()
-
-    def _bench(self, made: Sequence[Artifact], address: str, device: Device) -> None:
-        able = [artifact for artifact in made if artifact.target in device.runtimes]
-        for artifact in made:
-            if artifact not in able:
-                self.listener.say(
-                    f"bench: {artifact.name} is not measured: {address} cannot run {artifact.target}"
-                )
-        spec = self.recipe.bench
-        hashes = [artifact.sha256 for artifact in able]
-        key = files.sha256_of(
-            [
-                hashes,
-                encode(replace(spec, devices=("any",)), defaults=False),
-                device.info.fingerprint,
-                dict(device.runtimes),
-                self._train_key,
-            ]
+    def bench(self, made: Sequence[Artifact], addresses: Sequence[str], method: Method) -> None:
+        stage = BenchStage(
+            run=self.run,
+            spec=self.recipe.bench,
+            listener=self.listener,
+            train_key=self._train_key,
+            images=lambda: held_out(self.dataset),
+            method=method,
         )
-        out = self.run.results(address)
-        measured = all(_measured(out, artifact, spec) for artifact in able)
-        if measured and self.run.is_done(f"bench/{address}", key):
-            self.listener.say(f"bench: {address} done already")
-            return
-        if not able:
-            self.listener.say(f"bench: nothing to measure on {address}")
-            return
-        seconds = len(able) * len(spec.threads) * (spec.seconds + spec.warmup_seconds)
-        self.listener.say(f"bench: {len(able)} files on {address}, about {seconds:.0f} s")
-        with self.listener.bar("bench") as progress:
-            images = held_out(self.dataset)
-            bench(able, device, spec, out, images=images, progress=progress)
-        self.run.mark(f"bench/{address}", key)
+        stage.measure(made, addresses)
 
     def compare(self, *, allow_invalid: bool = False) -> Comparison:
         found, made = runs.collect([self.run.folder])
@@ -271,6 +233,7 @@ def run(
     allow_invalid: bool = False,
     may_resume: bool = True,
     group: Group = ALONE,
+    method: Method = PLAIN,
 ) -> tuple[Run, Comparison | None]:
     """Run a recipe up to the stage *until*; the comparison when it got there.
 
@@ -305,8 +268,7 @@ def run(
         made = pipeline.convert()
         if until == "convert":
             return folder, None
-        for address in addresses:
-            pipeline.bench(made, address)
+        pipeline.bench(made, addresses, method)
         if until == "bench":
             return folder, None
         return folder, pipeline.compare(allow_invalid=allow_invalid)
@@ -325,15 +287,6 @@ def resolve(source: str) -> str:
 
 def _tell(progress: Progress, share: float, text: str, _: float) -> None:
     progress(text, share)
-
-
-def _measured(out: Path, artifact: Artifact, spec: BenchSpec) -> bool:
-    """Whether the artifact has whole results for every thread count."""
-    names = [f"{artifact.name}-t{n}" for n in spec.threads] if len(spec.threads) > 1 else [artifact.name]
-    try:
-        return all(result.read(out / f"{name}.json").artifact.sha256 == artifact.sha256 for name in names)
-    except ResultError:  # missing or damaged: it is measured again
-        return False
 
 
 def _folder_name(name: str, source: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import subprocess
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,12 @@ except Exception:
 print("python", sys.argv[1], platform.python_version(), 8 * struct.calcsize("P"), numpy)
 """
 
+# On Linux, and on macOS.
+BOOT = "cat /proc/sys/kernel/random/boot_id 2>/dev/null || sysctl -n kern.bootsessionuuid 2>/dev/null"
+
 SCRIPT = """
 echo "home $HOME"
+echo "boot $(BOOTID)"
 sdk=$(getprop ro.build.version.sdk 2>/dev/null)
 echo "system $([ -n "$sdk" ] && echo Android || uname -s)"
 echo "machine $(uname -m)"
@@ -71,7 +76,10 @@ class Python:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """*glibc*: its version; nothing where the C library is another. *runtime*: what `setup` left, or nothing."""
+    """*glibc*: its version; nothing where the C library is another. *runtime*: what `setup` left, or nothing.
+
+    *boot*: the same for all addresses of a machine that runs; nothing where it does not tell.
+    """
 
     home: str
     folder: str
@@ -85,6 +93,13 @@ class Facts:
     executable: bool
     pythons: tuple[Python, ...]
     runtime: dict[str, Any]
+    boot: str = ""
+
+
+def boot_id() -> str:
+    """What stands in `Facts.boot` for this machine."""
+    done = subprocess.run(["sh", "-c", BOOT], capture_output=True, text=True, timeout=10, check=False)
+    return done.stdout.strip()
 
 
 def read(transport: Transport, folder: str = FOLDER, python: str = "") -> Facts:
@@ -93,7 +108,9 @@ def read(transport: Transport, folder: str = FOLDER, python: str = "") -> Facts:
         '"$HOME"' + shlex.quote(folder[1:]) if folder == "~" or folder.startswith("~/") else shlex.quote(folder)
     )
     names = shlex.quote(python) if python else " ".join(NAMES)
-    script = SCRIPT.replace("FOLDER", place).replace("NAMES", names).replace("RUNTIME", RUNTIME)
+    script = (
+        SCRIPT.replace("FOLDER", place).replace("NAMES", names).replace("RUNTIME", RUNTIME).replace("BOOTID", BOOT)
+    )
     text = output(transport, script.replace("PYTHON", shlex.quote(PYTHON.strip())), limit_s=60.0)
     found: dict[str, str] = {}
     pythons: dict[str, Python] = {}
@@ -119,6 +136,7 @@ def read(transport: Transport, folder: str = FOLDER, python: str = "") -> Facts:
         executable="executable" in found,
         pythons=tuple(pythons.values()),
         runtime=_runtime(transport, found.get("runtime", "")),
+        boot=found.get("boot", ""),
     )
 
 

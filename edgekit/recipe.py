@@ -146,7 +146,10 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchSpec:
-    """At least ``samples`` inferences and ``seconds`` per file, in ``blocks`` taken in turn with the others."""
+    """At least ``samples`` inferences and ``seconds`` per file, in ``blocks`` taken in turn with the others.
+
+    ``cool_down_seconds``: how long a block waits at most for a device that is too hot; 0: not at all.
+    """
 
     devices: tuple[str, ...] = ("local",)
     threads: tuple[Count, ...] = (1,)
@@ -155,6 +158,7 @@ class BenchSpec:
     blocks: Count = 5
     warmup: Count = 10
     warmup_seconds: NotNegative = 2.0
+    cool_down_seconds: NotNegative = 120.0
 
     def __post_init__(self) -> None:
         for name in ("devices", "threads"):

@@ -4,25 +4,23 @@ A link that is lost in the middle loses nothing: the agent goes on and writes it
 from where we were. It ends by itself when nobody has followed for a while, or when its time is over.
 """
 
-import getpass
 import json
 import shlex
-import socket
 import tempfile
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
-from edgekit import agent, preflight
-from edgekit.device import BenchJob, Outcome, Progress
-from edgekit.errors import DeviceError
+from edgekit import agent, lock, preflight
+from edgekit.device import BenchJob, Interrupted, Outcome, Progress
+from edgekit.errors import DeviceBusy, DeviceError
 from edgekit.inventory import Options
 from edgekit.preflight import Facts
 from edgekit.result import DeviceInfo
-from edgekit.transport import Ended, Feed, LinkLost, Transport, check, output, reconnect
+from edgekit.transport import LOST, Ended, Feed, LinkLost, Transport, check, output, reconnect
 from edgekit.transport.push import parcel, push
 
 PATIENCE_S = 60.0  # for a link to come back
@@ -30,6 +28,7 @@ LONELY_S = 120.0  # that the agent goes on without us
 STOP_S = 30.0
 OLD_DAYS = 7  # what a visit that nobody came back for has left goes then
 FULL_BYTES = 1_000_000
+TURN_S = 3600.0  # that one command waits for its turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +42,33 @@ class AgentDevice:
     runtimes: Mapping[str, str]
     patience_s: float = PATIENCE_S
     limit_s: float | None = None
+
+    @property
+    def machine(self) -> str:
+        return self.facts.boot
+
+    def wait(self, limit_s: float, progress: Progress) -> None:
+        end, holder = time.monotonic() + limit_s, ""
+
+        def take(line: bytes) -> None:
+            nonlocal holder
+            if found := agent.busy(line, self.info.address):
+                holder = found
+                progress(DeviceBusy.words(holder), 0.0)
+
+        while True:
+            left_s = max(0.0, min(TURN_S, end - time.monotonic()))
+            command = f"--wait {shlex.quote(self._lock)} {left_s:.0f}"
+            try:
+                ended = self._agent(command, left_s + 60.0, take)
+            except LinkLost:
+                reconnect(self.transport, self.patience_s, lambda: progress(LOST, 0.0))
+                continue
+            if ended.status == 3:
+                if time.monotonic() + 1.0 > end:
+                    raise DeviceBusy(self.info.address, holder)
+                continue
+            return check(self.transport, "agent.py --wait", ended)
 
     def run(self, job: BenchJob, progress: Progress) -> tuple[Outcome, ...]:
         def sending(text: str, share: float) -> None:
@@ -64,8 +90,10 @@ class AgentDevice:
         visit = agent.Visit(job, self.info.address, progress)
         try:
             self._start(job, paths, folder)
-            lost = self._follow(visit, folder, self._limit_s(job))
+            lost = self._follow(visit, folder, self._limit_s(job), lambda: progress(LOST, visit.share))
             words = "" if lost else self._last_words(folder)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            raise Interrupted(visit.outcomes("interrupted")) from stop
         finally:
             with suppress(DeviceError):  # where the link is gone the agent ends by itself
                 self._clean(folder)
@@ -74,9 +102,13 @@ class AgentDevice:
     def close(self) -> None:
         self.transport.close()
 
+    @property
+    def _lock(self) -> str:
+        return f"{self.facts.folder}/lock"
+
     def _limit_s(self, job: BenchJob) -> float:
         """When the agent ends at the latest: a slow model takes its samples long after the planned seconds."""
-        planned_s = len(job.entries) * (job.seconds + job.blocks * job.warmup_seconds)
+        planned_s = len(job.entries) * (job.seconds + job.blocks * (job.warmup_seconds + job.cool_down_seconds))
         return self.limit_s if self.limit_s is not None else 3600.0 + 20 * planned_s
 
     def _start(self, job: BenchJob, paths: list[tuple[str, str]], folder: str) -> None:
@@ -84,8 +116,8 @@ class AgentDevice:
         extra = {
             "limit_s": self._limit_s(job),
             "patience_s": LONELY_S,
-            "lock": f"{self.facts.folder}/lock",
-            "holder": f"{getpass.getuser()}@{socket.gethostname()} since {datetime.now():%H:%M on %Y-%m-%d}",
+            "lock": self._lock,
+            "holder": lock.me(),
         }
         old = f"find {shlex.quote(self.facts.folder)}/visits -mindepth 1 -maxdepth 1 -mtime +{OLD_DAYS}"
         output(self.transport, f"mkdir -p {shlex.quote(folder)} && {old} -exec rm -rf {{}} +")
@@ -96,11 +128,11 @@ class AgentDevice:
         said: list[bytes] = []
         ended = self._agent(f"--detach {shlex.quote(folder)}", 60.0, said.append)
         if ended.status == 3:
-            raise DeviceError(f"{self.info.address}: {json.loads(said[-1])['text']}; one visit at a time")
+            raise DeviceBusy(self.info.address, agent.busy(said[-1] if said else b"", self.info.address))
         if ended.status:
             raise DeviceError(f"{self.info.address}: the agent did not start{self._last_words(folder)}")
 
-    def _follow(self, visit: agent.Visit, folder: str, limit_s: float) -> str:
+    def _follow(self, visit: agent.Visit, folder: str, limit_s: float, lost: Callable[[], None]) -> str:
         """Feed the visit what the agent tells until it ends. Why not all was heard, or nothing."""
         heard = 0
 
@@ -123,7 +155,7 @@ class AgentDevice:
             except LinkLost as error:
                 cause = str(error)
                 try:
-                    reconnect(self.transport, self.patience_s)
+                    reconnect(self.transport, self.patience_s, lost)
                 except LinkLost:
                     return f"{cause}, and did not come back within {self.patience_s:.0f} s"
                 except DeviceError as refused:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from edgekit import files
 from edgekit.artifact import Artifact
 from edgekit.errors import ResultError
-from edgekit.measure import Measurement, Telemetry, Validity, judge
+from edgekit.measure import Cooling, Measurement, Telemetry, Validity, judge
 from edgekit.operators import Delegation, Profile
 from edgekit.schema import SchemaError, decode, encode
 
@@ -45,6 +45,7 @@ class Settings:
     runtime_version: str
     delegate: str
     input: str  # what the latency was measured on: the name of the data, or "noise"
+    sustained_min: float = 0.0  # minutes without a pause; 0 for blocks in turn with others
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +88,7 @@ class Result:
     settings: Settings
     measurement: Measurement
     telemetry: tuple[Telemetry, ...] = ()
+    cooling: tuple[Cooling, ...] = ()
     notes: tuple[str, ...] = ()
     predictions: Predictions | None = None
     delegation: Delegation | None = None  # None where there is no delegate, or it was not told
@@ -98,7 +100,8 @@ class Result:
 
     @property
     def validity(self) -> Validity:
-        return judge(self.measurement, self.telemetry, self.notes)
+        sustained = bool(self.settings.sustained_min)
+        return judge(self.measurement, self.telemetry, self.notes, sustained=sustained)
 
 
 def write(result: Result, path: Path) -> None:

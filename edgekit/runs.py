@@ -52,7 +52,7 @@ class Run:
         return self.folder / "artifacts"
 
     def results(self, address: str) -> Path:
-        return self.folder / "results" / re.sub(r"[^\w.-]+", "-", address)
+        return self.folder / "results" / folder_of(address)
 
     @property
     def report(self) -> Path:
@@ -136,6 +136,11 @@ class Run:
 
 def _visible(folder: Path) -> Iterator[Path]:
     return (path for path in folder.iterdir() if path.name != ".lock")
+
+
+def folder_of(address: str) -> str:
+    """The name of the folder for a device's results."""
+    return re.sub(r"[^\w.-]+", "-", address)
 
 
 def is_run(path: Path) -> bool:

@@ -231,6 +231,10 @@ def test_bench_from_the_command_line(
     board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The agent over adb beside `local`: the same files, the same images, the same answers."""
+    with pytest.raises(AssertionError):  # this machine is behind both
+        benched(tmp_path, monkeypatch, "--device", board.full, "--device", "local")
+    assert "are one machine, whose benches would disturb each other" in capsys.readouterr().err
+    monkeypatch.setattr("edgekit.remote.AgentDevice.machine", property(lambda device: "another"))
     benched(tmp_path, monkeypatch, "--device", board.full, "--device", "local")
     assert "too few samples" not in capsys.readouterr().out
     over_adb, local = (

@@ -458,7 +458,7 @@ def test_a_detached_agent_holds_the_lock_until_it_is_stopped(tmp_path: Path) -> 
     assert alive(pid)
     second = call("--detach", tmp_path)
     assert second.returncode == 3
-    assert json.loads(second.stdout)["text"] == "in use by me since noon"
+    assert json.loads(second.stdout) == {"event": "busy", "holder": "me since noon"}
     assert call("--stop", tmp_path).returncode == 0
     assert not alive(pid)
     assert call("--stop", tmp_path).returncode == 0  # it may have ended already

@@ -17,13 +17,14 @@ import pytest
 
 from edgekit import files, inputs, result
 from edgekit.artifact import Artifact, TensorSpec
-from edgekit.bench import Images, bench
+from edgekit.bench import bench
 from edgekit.device import BenchJob, Outcome, Progress, open_device
 from edgekit.errors import ArtifactError, DataError, DeviceError, EdgekitError, UsageError
 from edgekit.measure import Measurement
 from edgekit.preprocess import Pixels, Preprocess
 from edgekit.recipe import BenchSpec
 from edgekit.result import DeviceInfo
+from edgekit.visit import Images
 from tests import tiny_models
 
 SHORT = BenchSpec(samples=20, seconds=0.1, blocks=2, warmup=2, warmup_seconds=0.0)
@@ -48,11 +49,18 @@ class Stub:
 
     errors: Mapping[str, str] = field(default_factory=dict)
     info: DeviceInfo = field(
-        default=DeviceInfo(address="stub", model="stub", cpu="stub", architecture="none", cores=1)
+        default=DeviceInfo(address="stub", model="stub", cpu="stub", architecture="none", cores=4)
     )
     runtimes: Mapping[str, str] = field(default_factory=lambda: {"tflite": "stub 1", "onnx": "stub 1"})
     jobs: list[BenchJob] = field(default_factory=list)
     seen: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+
+    @property
+    def machine(self) -> str:
+        return ""
+
+    def wait(self, limit_s: float, progress: Progress) -> None:
+        """Nobody else is there."""
 
     def run(self, job: BenchJob, progress: Progress) -> tuple[Outcome, ...]:
         self.jobs.append(job)

@@ -50,7 +50,8 @@ def dispatch(command: str, words: Sequence[str]) -> int:
         if debug:
             raise
         option = "" if getattr(args, "resume", True) else " with --resume"
-        _tell(f"interrupted; the same command{option} goes on where it stopped")
+        resumes = getattr(sys.modules.get(f"edgekit.cli.{command}"), "RESUMES", True)
+        _tell(f"interrupted; the same command{option} goes on where it stopped" if resumes else "interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

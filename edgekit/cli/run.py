@@ -1,13 +1,14 @@
 import argparse
 from pathlib import Path
 
-from edgekit.cli.terminal import STDOUT, Terminal, add_json, show, write_json
+from edgekit.cli.terminal import STDOUT, Terminal, add_json, add_wait, show, wait_seconds, write_json
 
 EXAMPLES = """examples:
   edgekit run quickstart
   edgekit run quickstart --data photos            a folder that holds one folder of images a class
   edgekit run my.toml --device local --until bench
   edgekit run quickstart --force bench            measure again; what was trained and converted stays
+  edgekit run my.toml --device pi4 --device pi5   measures on both at the same time
 """
 
 
@@ -17,8 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="DIR|NAME", help="your images, or a dataset's name, in place of the recipe's"
     )
     parser.add_argument(
-        "--device", action="append", default=[], metavar="ADDR", help="where to measure (repeatable)"
+        "--device",
+        action="append",
+        default=[],
+        metavar="ADDR",
+        help="where to measure; given several times, on all at the same time",
     )
+    add_wait(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder; default runs/RECIPE")
     parser.add_argument("--until", default="compare", metavar="STAGE", help="train, convert, bench or compare")
     parser.add_argument("--force", action="append", default=[], metavar="STAGE", help="redo a stage (repeatable)")
@@ -28,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from edgekit import pipeline
+    from edgekit.bench import Method
 
     terminal = Terminal()
     folder, comparison = pipeline.run(
@@ -39,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
         until=args.until,
         force=args.force,
         allow_invalid=args.allow_invalid,
+        method=Method(wait_s=wait_seconds(args.wait)),
     )
     over = pipeline.over_budget(folder) if args.until != "train" else []
     for artifact in over:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgekit.report import Comparison
 
 STDOUT = "-"
+FOREVER = 60.0 * 24 * 365  # minutes
 
 
 class Terminal:
@@ -173,3 +174,30 @@ def _between(text: str, low: int, high: int) -> int:
     if not text.isdigit() or not low <= int(text) <= high:
         raise argparse.ArgumentTypeError(f"expected a whole number between {low} and {high}, got {text!r}")
     return int(text)
+
+
+def minutes(text: str) -> float:
+    """Minutes, also parts of one, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 1440:
+        raise argparse.ArgumentTypeError(f"expected minutes between 0.1 and 1440, got {text!r}")
+    return value
+
+
+def add_wait(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--wait",
+        nargs="?",
+        type=minutes,
+        const=FOREVER,
+        metavar="MIN",
+        help="wait for a device that is in use, so many minutes or without end; put it behind the files",
+    )
+
+
+def wait_seconds(given: float | None) -> float:
+    """What --wait says; 0 where it is not given."""
+    return 60 * (given or 0.0)

@@ -7,6 +7,7 @@ from edgekit.report.page import page, write_page
 from edgekit.report.picture import draw
 from edgekit.report.rows import Row
 from edgekit.report.table import as_text, make_console, render, render_costs
+from edgekit.report.timeline import write_chart
 
 __all__ = [
     "Comparison",
@@ -22,5 +23,6 @@ __all__ = [
     "page",
     "render",
     "render_costs",
+    "write_chart",
     "write_page",
 ]

@@ -32,12 +32,17 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
+    """*sustained*: runs of minutes without a pause, which are told and never ranked."""
+
     groups: tuple[Group, ...]
     allow_invalid: bool = False
+    sustained: tuple[Result, ...] = ()
 
     @property
     def verdict(self) -> str:
         """One sentence or two over all groups."""
+        if not self.groups:
+            return "No choice can be made: sustained runs are not ranked."
         if len(self.groups) == 1:
             return self.groups[0].choice.conclusion
         picks = [group.choice.pick for group in self.groups]
@@ -63,15 +68,17 @@ def compare(
     """
     if not results and not artifacts:
         raise ResultError("nothing to compare: no results and no model files were given")
+    sustained = tuple(one for one in results if one.settings.sustained_min and one.measurement.samples_ns)
+    results = [one for one in results if not one.settings.sustained_min]
     if reference and not any(_is_named(result, reference) for result in results):
         raise unknown("reference", reference, {result.name for result in results} or {"(no results)"})
     settings: dict[tuple[str, int], list[Result]] = {}
     for result in results:
         settings.setdefault((result.device.fingerprint, result.settings.threads), []).append(result)
     groups = [_group(found, artifacts, reference, allow_invalid, budget) for found in settings.values()]
-    return Comparison(
-        groups=tuple(groups or [_group([], artifacts, "", allow_invalid, budget)]), allow_invalid=allow_invalid
-    )
+    if not groups and artifacts:
+        groups = [_group([], artifacts, "", allow_invalid, budget)]
+    return Comparison(groups=tuple(groups), allow_invalid=allow_invalid, sustained=sustained)
 
 
 def _group(

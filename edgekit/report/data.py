@@ -5,6 +5,8 @@ from typing import Any
 from edgekit.report.accuracy import Accuracy
 from edgekit.report.compare import Comparison, Group
 from edgekit.report.rows import Row
+from edgekit.report.sustained import sustained, title
+from edgekit.result import Result
 from edgekit.schema import encode
 
 FORMAT = 1
@@ -17,6 +19,19 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "verdict": comparison.verdict,
         "allow_invalid": comparison.allow_invalid,
         "groups": [_group(group) for group in comparison.groups],
+        "sustained": [_sustained(run) for run in comparison.sustained],
+    }
+
+
+def _sustained(run: Result) -> dict[str, Any]:
+    return {
+        "title": title(run),
+        "name": run.name,
+        "device": encode(run.device),
+        "settings": encode(run.settings),
+        "figures": encode(sustained(run)),
+        "doubts": list(run.validity.reasons),
+        "created": run.created,
     }
 
 
@@ -59,6 +74,7 @@ def _row(row: Row) -> dict[str, Any]:
         "profile": encode(result.profile) if result and result.profile else None,
         "latency": encode(row.latency) if row.latency else None,
         "load_ms": measurement.load_ms if measurement else None,
+        "cooling": [encode(pause) for pause in result.cooling] if result else [],
         "first_ms": measurement.first_ms if measurement else None,
         "peak_memory_bytes": measurement.peak_memory_bytes if measurement else None,
         "speed": None if speed is None else {**encode(speed), "real": speed.real},

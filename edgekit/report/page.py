@@ -11,12 +11,16 @@ from typing import Any
 from edgekit import __version__, files, units
 from edgekit.artifact import Artifact
 from edgekit.report import costs
-from edgekit.report.cells import prose, table
+from edgekit.report.cells import prose, table, typeset
 from edgekit.report.charts import chart_data
 from edgekit.report.compare import Comparison, Group
 from edgekit.report.repairs import sections
 from edgekit.report.rows import partly_delegated
-from edgekit.report.words import count, sentence
+from edgekit.report.sustained import facts as run_facts
+from edgekit.report.sustained import title as run_title
+from edgekit.report.timeline import chart
+from edgekit.report.words import cooling_words, count, sentence
+from edgekit.result import Result
 
 LIBRARIES = (("d3", "d3.min.js"), ("plot", "plot.umd.min.js"))  # Plot finds d3 as a global: order matters
 
@@ -35,7 +39,12 @@ def page(comparison: Comparison, *, title: str, provenance: Mapping[str, str]) -
         css=_asset("page.css"),
         verdict=prose(comparison.verdict, names),
         verdict_kind="chosen" if any(group.choice.pick for group in comparison.groups) else "open",
-        groups="\n".join(_group(group, i, len(comparison.groups)) for i, group in enumerate(comparison.groups)),
+        groups="\n".join(
+            [
+                *(_group(group, i, len(comparison.groups)) for i, group in enumerate(comparison.groups)),
+                *map(_sustained, comparison.sustained),
+            ]
+        ),
         repairs=sections([row.artifact for group in comparison.groups for row in group.rows]),
         provenance=_provenance(comparison, provenance),
         version=escape(__version__),
@@ -75,6 +84,15 @@ def _group(group: Group, index: int, groups: int) -> str:
         parts.append(_strips())
     parts.append("</section>")
     return "\n".join(part for part in parts if part)
+
+
+def _sustained(run: Result) -> str:
+    told = "".join(f"<dt>{escape(name)}</dt><dd>{escape(typeset(text))}</dd>" for name, text in run_facts(run))
+    return (
+        f'<section class="sustained"><h2>{escape(run_title(run))}</h2>\n<figure>{chart(run)}<figcaption>'
+        "Red: the device throttled. Such a run is not ranked: what heat does to it is what was asked for."
+        f"</figcaption></figure>\n<dl>{told}</dl></section>"
+    )
 
 
 def _device_facts(group: Group) -> list[str]:
@@ -131,6 +149,8 @@ def _doubts(group: Group) -> str:
         doubts = [*row.reasons, *([partly] if partly else ()), *([f"broken: {row.broken}"] if row.broken else ())]
         if row.top1 and row.incomparable:
             doubts.append(row.incomparable)
+        if row.result and row.result.cooling:
+            doubts.append(cooling_words(row.result.cooling))
         doubts += row.artifact.notes
         items += [f'<li><b class="name">{escape(row.name)}</b> {escape(sentence(doubt))}</li>' for doubt in doubts]
     return f'<h3>Doubts and notes</h3>\n<ul class="doubts">{"".join(items)}</ul>' if items else ""
@@ -147,8 +167,9 @@ def _provenance(comparison: Comparison, provenance: Mapping[str, str]) -> str:
         facts.append(("Latency measured on", "; ".join(inputs)))
     if created := sorted({row.result.created for row in rows if row.result}):
         facts.append(("Measured", created[0] if len(created) == 1 else f"{created[0]} to {created[-1]}"))
+    artifacts = [row.artifact for row in rows] + [run.artifact for run in comparison.sustained]
     listed = "".join(f"<dt>{escape(key)}</dt><dd>{_value(value)}</dd>" for key, value in facts)
-    return f"<dl>{listed}</dl>\n{_artifacts([row.artifact for row in rows])}"
+    return f"<dl>{listed}</dl>\n{_artifacts(artifacts)}"
 
 
 def _value(value: str) -> str:

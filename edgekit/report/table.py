@@ -6,7 +6,8 @@ from edgekit import units
 from edgekit.report.compare import Comparison, Group
 from edgekit.report.costs import as_lines
 from edgekit.report.rows import Row, partly_delegated
-from edgekit.report.words import figure, sentence
+from edgekit.report.sustained import facts, title
+from edgekit.report.words import cooling_words, figure, sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +44,13 @@ def render(comparison: Comparison, console: "Console") -> None:
         style = "bold green" if group.choice.pick else "bold yellow"
         console.print(Text(group.choice.conclusion, style=style))
         console.print()
-    console.print(Text(LEGEND, style="dim"))
+    for run in comparison.sustained:
+        console.print(Text(f"{title(run)}, {run.measurement.count:,} inferences", style="bold"))
+        for name, text in facts(run):
+            console.print(Text(f"  {name:12} {text}", style="dim" if name == "doubt" else ""))
+        console.print()
+    if comparison.groups:
+        console.print(Text(LEGEND, style="dim"))
 
 
 def render_costs(comparison: Comparison, console: "Console") -> None:
@@ -130,6 +137,8 @@ def _notes(group: Group) -> list[str]:
             doubts.append(("~", f"p50 is the median of {blocks} block medians: the device gives no single times"))
         if partly := partly_delegated(row):
             doubts.append(("~", partly))
+        if row.result and (pauses := row.result.cooling):
+            doubts.append(("~", cooling_words(pauses)))
         if row.top1 and row.incomparable:
             doubts.append(("!", row.incomparable))
         if row.broken:

@@ -1,5 +1,8 @@
 """Claims in words. They follow the test: a difference is stated only where p, for so many tests, is below 0.05."""
 
+from collections.abc import Sequence
+
+from edgekit.measure import Cooling
 from edgekit.report.speed import LEVEL, Speed
 from edgekit.stats import Paired, images_needed, paired_reach
 
@@ -79,6 +82,13 @@ def figure(value: float) -> str:
 def count(number: int, noun: str) -> str:
     """``1 run``, ``3 runs``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def cooling_words(pauses: Sequence[Cooling]) -> str:
+    """``cooled down for 35 s in 2 pauses``."""
+    text = f"cooled down for {sum(pause.seconds for pause in pauses):.0f} s in {count(len(pauses), 'pause')}"
+    hot = sum(not pause.enough for pause in pauses)
+    return f"{text}, {hot} of them too short" if hot else text
 
 
 def sentence(text: str) -> str:

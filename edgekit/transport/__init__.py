@@ -16,6 +16,7 @@ from edgekit.errors import DeviceError
 Feed = Callable[[bytes], None]  # takes one line of stdout with its end, which the last may lack
 Sent = Callable[[int], None]  # takes the number of bytes that have gone so far
 GRACE_S = 10.0  # how much later than the device's own time limit this side gives up
+LOST = "the link was lost: connecting again"
 TIMED_OUT = (124, 137)  # what `timeout` ends with
 
 
@@ -85,10 +86,14 @@ def check(transport: Transport, command: str, ended: Ended) -> None:
         raise DeviceError(f"{transport.address}: `{shown}` failed there: {words[-1]}")
 
 
-def reconnect(transport: Transport, patience_s: float) -> None:
-    """Connect again, trying for *patience_s*. Raises the last LinkLost then, another DeviceError at once."""
+def reconnect(transport: Transport, patience_s: float, tell: Callable[[], None] = lambda: None) -> None:
+    """Connect again, trying for *patience_s*; *tell* is called before each try.
+
+    Raises the last LinkLost then, another DeviceError at once.
+    """
     end, pause_s = time.monotonic() + patience_s, 1.0
     while True:
+        tell()
         try:
             return transport.connect()
         except LinkLost:
