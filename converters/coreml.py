@@ -3,31 +3,30 @@
 ``predict`` runs the saved package with edgekit's own reference (`edgekit.mil`), since Core ML needs a Mac.
 """
 
-import json
 from collections import Counter
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit import files
-from edgekit.artifact import Artifact, TensorSpec
-from edgekit.convert import Conversion, Inspection, Precision, converting, labels_in
-from edgekit.errors import ArtifactError
+from edgekit import calibrate, files
+from edgekit.artifact import Artifact, Calibration, TensorSpec
+from edgekit.convert import Conversion, Inspection, Precision, converting, labels_in, noise
+from edgekit.errors import ArtifactError, UsageError, nearest
 from edgekit.preprocess import Pixels
 from edgekit.quiet import quiet
 from edgekit.recipe import Variant
 from edgekit.requires import require
-from edgekit.schema import encode
 
 if TYPE_CHECKING:
-    import torch
-
-    from edgekit.export import Logits, Source
+    from edgekit.coreml.plan import Plan
+    from edgekit.export import CalibrationImages, Logits, Source
 
 target = "coreml"
 suffix = ".mlpackage"
+LEFT = "layers that are too small or too sensitive, listed in the notes: fp16"
 precisions = {
     "fp32": Precision(
         does="32-bit floating point; runs on CPU and GPU, not on the Neural Engine", size="1", lacks="nothing"
@@ -35,8 +34,35 @@ precisions = {
     "fp16": Precision(
         does="16-bit floating point, weights and activations: the default of Core ML", size="0.50", lacks="nothing"
     ),
+    "w8": Precision(does="int8 weights per channel, computed in fp16; iOS 16", size="0.26-0.29", lacks=LEFT),
+    "w4": Precision(does="int4 weights in blocks of 32, computed in fp16; iOS 18", size="0.15-0.19", lacks=LEFT),
+    "pal8": Precision(does="weights from a table of 256 numbers; iOS 16", size="0.26-0.30", lacks=LEFT),
+    "pal6": Precision(does="weights from a table of 64 numbers; iOS 16", size="0.20-0.24", lacks=LEFT),
+    "pal4": Precision(does="weights from a table of 16 numbers; iOS 16", size="0.14-0.18", lacks=LEFT),
+    "pal2": Precision(
+        does="weights from a table of 4 numbers; broken without training for it; iOS 16",
+        size="0.08-0.12",
+        lacks=LEFT,
+    ),
+    "sparse50": Precision(
+        does="half of the weights zero and not stored, computed in fp16; iOS 16", size="0.29-0.32", lacks=LEFT
+    ),
+    "sparse75": Precision(
+        does="three quarters of the weights zero; for networks that were pruned so in training; iOS 16",
+        size="0.16-0.20",
+        lacks=LEFT,
+    ),
+    "sparse50-pal4": Precision(
+        does="half of the weights zero, the others from a table of 16; iOS 18", size="0.11-0.15", lacks=LEFT
+    ),
+    "int8": Precision(
+        does="int8 weights and activations, ranges by calibration images; iOS 17",
+        size="0.26-0.30",
+        lacks="the first layer's input; activation functions but ReLU, and products: fp16; small layers' weights",
+    ),
 }
 extra = "coreml"
+AUTHOR = "made with edgekit"
 
 
 def check() -> None:
@@ -46,73 +72,137 @@ def check() -> None:
 
 
 def convert(source: "Source", variant: Variant, out: Path) -> Conversion:
+    from edgekit.coreml import program
+
+    notes: tuple[str, ...] = ()
+    record: Calibration | None = None
     with quiet(), converting("coremltools"):
-        ct = require("coremltools", feature="Converting to coreml", extra=extra)
-        program = source.once("coreml program", lambda: _export(source))
-        precision = ct.precision.FLOAT16 if variant.precision == "fp16" else ct.precision.FLOAT32
-        shape = (1, 3, source.preprocess.height, source.preprocess.width)
-        model = ct.convert(
-            program,
-            convert_to="mlprogram",
-            inputs=[ct.ImageType(name="image", shape=shape, color_layout=ct.colorlayout.RGB)],
-            classifier_config=ct.ClassifierConfig(list(source.labels)),
-            compute_precision=precision,
-            minimum_deployment_target=ct.target.iOS15,
-            skip_model_load=True,
-        )
-        model.short_description = f"Image classifier of {len(source.labels)} classes, made by edgekit"
-        model.user_defined_metadata["preprocess"] = json.dumps(encode(source.preprocess))
-        model.user_defined_metadata["labels"] = json.dumps(source.labels, ensure_ascii=False)
+        if variant.precision in ("fp32", "fp16"):
+            model = program.floats(source, variant.precision)
+        else:
+            model, record, notes = _compressed(source, variant)
+        program.describe_(model, source, AUTHOR, "")
         model.save(str(out))
         # For debugging coremltools itself: no part of the package, but a tenth of its size.
         files.remove(out / "executorch_debug_handle_mapping.json")
+        needs = _needs(model)
     return Conversion(
-        input=TensorSpec(name="image", shape=shape, dtype="image"),
+        input=TensorSpec(name="image", shape=(1, 3, *source.shape_NHWC[1:3]), dtype="image"),
         output=TensorSpec(name="classLabel_probs", shape=(1, len(source.labels)), dtype="dictionary"),
         tools={name: version(name) for name in ("torch", "coremltools")},
-        notes=("parity by edgekit's reference execution, not by Core ML",),
+        calibration=record,
+        notes=(f"runs from {needs} on", *notes, "parity by edgekit's reference execution, not by Core ML"),
     )
 
 
-def _export(source: "Source") -> "torch.export.ExportedProgram":
-    import torch
+def _needs(model: Any) -> str:
+    from edgekit import mil
+    from edgekit.coreml.program import SYSTEMS
 
-    model = torch.nn.Sequential(source.torch_model(target), torch.nn.Softmax(dim=1)).eval()
-    program = torch.export.export(model, (torch.zeros(1, 3, *source.shape_NHWC[1:3]),))
-    decomposed: torch.export.ExportedProgram = program.run_decompositions({})
-    return decomposed
+    found = mil.TARGETS[model.get_spec().specificationVersion]
+    return SYSTEMS[found]
+
+
+def _compressed(source: "Source", variant: Variant) -> tuple[Any, Calibration | None, tuple[str, ...]]:
+    """The model with compressed weights, and for int8 activations; what it was calibrated on; what to tell."""
+    from edgekit.coreml import activations, layers, plan, program
+
+    scheme = plan.scheme_of(variant.precision, variant.group)
+    images, float_model = _images(source, variant), program.floats(source, "fp16")
+    pixels = images.pixels_NHWC if images else noise(source.shape_NHWC[1:], layers.IMAGES)
+    bench = layers.bench(source, float_model, pixels)
+    if strange := [name for name in variant.keep_float if name not in {one.name for one in bench.layers}]:
+        known = [one.name for one in bench.layers]
+        raise UsageError(f"keep_float: the model has no layer {strange[0]!r}{nearest(strange[0], known)}")
+    chosen = plan.choose(bench.judge(scheme.encode), variant.keep_float)
+    record = replace(images.record, method="weight error") if images else None
+    notes = chosen.notes() if images else (*chosen.notes(), "no images: layers were judged on noise")
+    if variant.precision != "int8":
+
+        def weights_only(_: Any, function: Any) -> None:
+            plan.store_(function, chosen.stored, correct_biases=images is not None)
+
+        return program.edit(float_model, weights_only, scheme.target), record, notes
+    assert images is not None
+    kept = (bench.layers[0].name, *variant.keep_float)  # the image itself is exact
+    ranges = _ranges(source, float_model, images, chosen, kept)
+
+    def integers(whole: Any, function: Any) -> None:
+        activations.quantize_(whole, ranges.ranges, kept)
+        plan.store_(function, chosen.stored, correct_biases=True)
+
+    model = program.edit(float_model, integers, scheme.target)
+    return model, ranges.recorded(images.record), (*calibrate.doubts(images), *notes)
+
+
+def _images(source: "Source", variant: Variant) -> "CalibrationImages | None":
+    if source.calibrate is not None:
+        return source.calibrate(variant.calibration)
+    if variant.precision == "int8":
+        raise UsageError("int8 needs calibration images: give --calibrate DIR, or --data for a recipe's own")
+    return None
+
+
+def _ranges(
+    source: "Source", float_model: Any, images: "CalibrationImages", chosen: "Plan", kept: tuple[str, ...]
+) -> calibrate.Chosen:
+    """The range of each activation: candidates are programs with all weights as they will be."""
+    from edgekit import mil
+    from edgekit.coreml import activations, plan, program
+
+    function = mil.load(Path(float_model.package_path))
+    record = replace(images.record, method="", repairs=())
+    observed = source.once(
+        f"coreml pass {record}", lambda: activations.observe(function, images.pixels_NHWC, images.ids)
+    )
+    count = len(images.pixels_NHWC)
+    judges = images.pixels_NHWC[np.linspace(0, count - 1, min(JUDGES, count)).astype(int)]
+
+    def predicted(ranges: calibrate.Ranges) -> "Logits":
+        def change(whole: Any, main: Any) -> None:
+            activations.quantize_(whole, ranges, kept)
+            plan.store_(main, chosen.stored, correct_biases=True)
+
+        model = program.edit(float_model, change, plan.SCHEMES["int8"].target)
+        return _logits(Path(model.package_path), judges)
+
+    return activations.choose(observed, source.logits(judges), predicted, images.record.method)
+
+
+JUDGES = 128  # images that candidates for ranges are compared on
 
 
 def predict(artifact: Artifact, pixels_NHWC: Pixels) -> "Logits":
+    return _logits(artifact.path, pixels_NHWC)
+
+
+def _logits(path: Path, pixels_NHWC: Pixels) -> "Logits":
+    """What stands before the package's softmax (N, K), by edgekit's reference."""
     import torch
 
     from edgekit import mil
 
-    function = mil.load(artifact.path)
     images = torch.from_numpy(np.array(pixels_NHWC)).permute(0, 3, 1, 2).float()
-    with torch.no_grad():
-        return torch.cat([mil.logits(function, images[i : i + 1]) for i in range(len(images))]).numpy()
+    return mil.Reference(mil.load(path)).logits(images).numpy()
 
 
 def inspect(path: Path) -> Inspection:
     from edgekit import mil
+    from edgekit.coreml.program import SYSTEMS
 
     description, function = mil.describe(path), mil.load(path)
     if not description.input or description.input[0].type.WhichOneof("Type") != "imageType":
         raise ArtifactError(f"{path} does not take an image; edgekit reads image classifiers")
     image, metadata = description.input[0], dict(description.metadata.userDefined)
     labels = mil.labels(function) or labels_in(metadata)
-    weights: Counter[str] = Counter()
-    for operation in function.operations:
-        if operation.op_type == "const" and isinstance(value := operation.outputs[0].val, np.ndarray | np.generic):
-            weights[str(value.dtype)] += value.nbytes
     return Inspection(
         input=TensorSpec(
             name=image.name, shape=(1, 3, image.type.imageType.height, image.type.imageType.width), dtype="image"
         ),
         output=TensorSpec(name=description.output[-1].name, shape=(1, len(labels)), dtype="dictionary"),
-        operators=tuple(Counter(mil.operators(function)).most_common()),
-        weights=tuple(weights.most_common()),
+        operators=tuple(Counter([*mil.operators(function), *mil.forms(function)]).most_common()),
+        weights=mil.weights(function),
         labels=labels,
         metadata=metadata,
+        needs=SYSTEMS.get(found := mil.target(function), found),
     )

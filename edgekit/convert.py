@@ -52,6 +52,7 @@ class Inspection:
     details: tuple[Operator, ...] = ()
     labels: tuple[str, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
+    needs: str = ""  # the oldest systems that can run the file, for formats that tell
 
 
 class Precision(NamedTuple):
@@ -121,9 +122,9 @@ def check(variants: Sequence[Variant]) -> None:
         if variant.precision not in target.precisions:
             raise unknown(f"precision for {variant.target}", variant.precision, target.precisions)
         if variant.budget is not None:
-            if target.suffix != sensitivity.SUFFIX:
+            if variant.target != "coreml" and target.suffix != sensitivity.SUFFIX:
                 raise UsageError(f"max_drop works for {sensitivity.SUFFIX} files, not for {variant.target}")
-            if variant.target in searched:
+            if variant.target != "coreml" and variant.target in searched:
                 raise UsageError(
                     f"{' with max_drop and '.join(REPAIRED)} give the same file: leave out one of them"
                 )
@@ -171,9 +172,13 @@ def _convert(
 
     if variant.budget is None:
         return make(variant, out)
+    predict = converter(variant.target).predict
+    if variant.target == "coreml":
+        from edgekit.coreml.repair import repair as repair_coreml  # it loads torch
+
+        return repair_coreml(source, variant, out, make=make, predict=predict, tell=tell)
     # Who asks for int8-mixed asks for no training.
     last, why_not = _training(source, variant, out, make) if variant.precision == "int8" else (None, "")
-    predict = converter(variant.target).predict
     artifact = repair(source, variant, out, make=make, predict=predict, tell=tell, last=last)
     if why_not and artifact.repair and not artifact.repair.met:
         artifact = replace(artifact, notes=(*artifact.notes, why_not))

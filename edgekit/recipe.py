@@ -98,6 +98,11 @@ class CalibrationSpec:
         return replace(self, correct_biases=False, adaround=False)
 
 
+def takes_budget(target: str, precision: str) -> bool:
+    """Whether a max_drop goes with the precision: of Core ML with all that are compressed."""
+    return precision not in ("fp32", "fp16") if target == "coreml" else precision in REPAIRED
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
     """One file to make: a target and a precision.
@@ -107,6 +112,8 @@ class Variant:
     that int8-mixed keeps, by name, without a search.
     ``io``: what the file takes and gives. ``uint8`` is raw pixels, and float logits; ``int8`` is pixels less 128,
     and int8 logits, with nothing in float between them, for microcontrollers. ``qat``: how int8-qat is trained.
+    Of Core ML all compressed precisions take ``max_drop`` and ``keep_float``, and palettes ``group``: the outputs
+    that share a table (iOS18), all without it.
     """
 
     target: str
@@ -116,20 +123,24 @@ class Variant:
     keep_float: tuple[str, ...] = ()
     io: Literal["uint8", "int8"] = "uint8"
     qat: QatSpec = field(default_factory=QatSpec)
+    group: Annotated[int, Between(1, 4096)] | None = None
 
     def __post_init__(self) -> None:
         if self.io == "int8" and self.precision != "int8":
             raise ValueError(f"io int8 goes with precision int8, not {self.precision}")
         if self.io == "int8" and self.max_drop is not None:
             raise ValueError("io int8 leaves no layer in float, as max_drop may: leave out one of them")
-        if self.max_drop is not None and self.precision not in REPAIRED:
-            raise ValueError(f"max_drop goes with precision {' or '.join(REPAIRED)}, not {self.precision}")
-        if self.keep_float and self.precision != "int8-mixed":
-            raise ValueError(f"keep_float goes with precision int8-mixed, not {self.precision}")
         learnt = [name for name in ("correct_biases", "adaround") if name in self.calibration.repairs]
         if learnt and self.precision == QAT:
             raise ValueError(f"{QAT} learns its weights from the float ones: leave out {' and '.join(learnt)}")
-        if self.keep_float and self.max_drop is not None:
+        weights = self.target == "coreml" and takes_budget(self.target, self.precision)
+        if self.max_drop is not None and not takes_budget(self.target, self.precision):
+            raise ValueError(f"max_drop goes with precision {' or '.join(REPAIRED)}, not {self.precision}")
+        if self.group is not None and not (weights and self.precision.startswith("pal")):
+            raise ValueError(f"group goes with pal2 to pal8 of coreml, not {self.target} {self.precision}")
+        if self.keep_float and self.precision != "int8-mixed" and not weights:
+            raise ValueError(f"keep_float goes with precision int8-mixed, not {self.precision}")
+        if self.keep_float and self.max_drop is not None and not weights:
             raise ValueError("keep_float names the layers that max_drop would search for: leave out one of them")
 
     @property

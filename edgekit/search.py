@@ -50,7 +50,7 @@ class Task:
     *make* gives the file with these repairs that keeps these layers in float. *given*: repairs that all files
     have; *repairs*: what else may be done to the weights, with a name for people, the cheapest first. *remedies*
     is asked for the layers that may go to float, given the repairs that were kept, when those do not suffice.
-    *last*: what is tried when nothing else did.
+    *last*: what is tried when nothing else did. *first*: the first step by name.
     """
 
     max_drop: float
@@ -62,6 +62,7 @@ class Task:
     given: Names = ()
     repairs: Sequence[tuple[str, str]] = ()
     last: Step | None = None
+    first: str = "int8 as calibrated"
     tell: Callable[[str], None] = lambda _: None
 
 
@@ -113,7 +114,7 @@ class _Search:
 
     def repaired(self) -> bool:
         """Whether int8 is within the budget, with repairs of the weights if need be."""
-        if self.met("int8 as calibrated", self.repairs):
+        if self.met(self.task.first, self.repairs):
             return True
         for repair, name in self.task.repairs:
             if self.met(name, (*self.repairs, repair)):

@@ -30,7 +30,7 @@ ORDER = (
     "search",
     "repair",
     "calibrate equalize adaround",
-    "qat",
+    "qat coreml",
     "convert device inputs",
     "agent visit",
     "stable",

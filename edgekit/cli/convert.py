@@ -181,7 +181,7 @@ def _all(target: "Converter", terminal: Terminal) -> list[str]:
 def _variants(target: str, precisions: list[str], max_drop: float | None, io: str) -> "list[Variant]":
     """What to make; --max-drop belongs to int8, and makes int8-mixed of it where that is needed."""
     from edgekit.errors import UsageError
-    from edgekit.recipe import REPAIRED, Variant
+    from edgekit.recipe import Variant, takes_budget
 
     names = list(dict.fromkeys(precisions))
     if io == "int8":
@@ -191,11 +191,12 @@ def _variants(target: str, precisions: list[str], max_drop: float | None, io: st
             raise UsageError("--io int8 leaves no layer in float, as --max-drop may: leave out one of them")
         return [Variant(target=target, precision="int8", io="int8")]
     if max_drop is not None:
-        if not set(names) & set(REPAIRED):
+        if not any(takes_budget(target, name) for name in names):
             raise UsageError(f"--max-drop is for int8: give --quantize int8, not {','.join(names)}")
         names = [name for name in names if name != "int8-mixed" or "int8" not in names]
     return [
-        Variant(target=target, precision=name, max_drop=max_drop if name in REPAIRED else None) for name in names
+        Variant(target=target, precision=name, max_drop=max_drop if takes_budget(target, name) else None)
+        for name in names
     ]
 
 

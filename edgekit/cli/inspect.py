@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         ("input", _tensor(found.input)),
         ("output", _tensor(found.output)),
         ("labels", _labels(found.labels)),
+        *([("runs from", f"{found.needs} on")] if found.needs else []),
     ]
     if described:
         rows += [("precision", described.precision), ("preprocess", _preprocess(described.preprocess))]
