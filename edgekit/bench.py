@@ -27,7 +27,7 @@ SUSTAINED_SAMPLES = 200_000  # are kept of a sustained run at most, however long
 CURES = {
     "tflite": "edgekit device setup, or pip install ai-edge-litert there",
     "onnx": "pip install onnxruntime there",
-    "coreml": "coreml files run on a Mac",
+    "coreml": "coreml files run on a Mac; --device reference gives their accuracy anywhere",
 }
 
 
@@ -215,6 +215,10 @@ def _check(
     check_threads(counts, device)
     if method.sustained_min and (len(artifacts) > 1 or len(counts) > 1):
         raise UsageError("--sustained runs one file with one thread count: name them")
+    if device.info.reference and (method.repeat or method.sustained_min):
+        raise UsageError(
+            f"{device.info.address} gives accuracy and no latency: leave out --repeat-until-stable and --sustained"
+        )
     if method.repeat and (device.info.fake or device.info.emulated):
         kind = "a fake" if device.info.fake else "an emulated"
         raise UsageError(

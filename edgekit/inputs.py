@@ -77,7 +77,7 @@ def convert(pixels_NHWC: Pixels, artifact: Artifact) -> npt.NDArray[Any]:
 
 def _dtype(artifact: Artifact) -> np.dtype[Any]:
     try:
-        dtype = np.dtype(artifact.input.dtype)
+        dtype = np.dtype("uint8" if artifact.input.dtype == "image" else artifact.input.dtype)
     except TypeError:
         dtype = np.dtype(object)
     if dtype.name not in ("uint8", "int8", "int16", "float16", "float32"):

@@ -19,7 +19,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceInfo:
-    """What a device is. *emulated* and *fake* devices are never ranked."""
+    """What a device is. *emulated* and *fake* devices are never ranked; of a *reference* only accuracy counts."""
 
     address: str
     model: str
@@ -31,6 +31,7 @@ class DeviceInfo:
     kernel: str = ""
     emulated: bool = False
     fake: bool = False
+    reference: bool = False
 
     @property
     def fingerprint(self) -> str:

@@ -231,7 +231,7 @@ def test_labels_must_fit_the_scores_and_be_told_apart(tmp_path: Path) -> None:
         (
             {"target": "coreml"},
             DeviceError,
-            r"cannot run a\.tflite: coreml files run on a Mac; it runs onnx .*tflite",
+            r"cannot run a\.tflite: coreml files run on a Mac; --device reference .*; it runs onnx .*tflite",
         ),
         ({"input": TensorSpec(name="x", shape=(1, 8, 8), dtype="uint8")}, ArtifactError, r"shape \(1, 8, 8\)"),
         (
@@ -239,7 +239,7 @@ def test_labels_must_fit_the_scores_and_be_told_apart(tmp_path: Path) -> None:
             ArtifactError,
             "8x9, but .* makes 8x8",
         ),
-        ({"input": TensorSpec(name="x", shape=(1, 8, 8, 3), dtype="image")}, ArtifactError, "takes image"),
+        ({"input": TensorSpec(name="x", shape=(1, 8, 8, 3), dtype="complex")}, ArtifactError, "takes complex"),
         ({"input": TensorSpec(name="x", shape=(1, 8, 8, 3), dtype="int8")}, ArtifactError, "scale and zero point"),
     ],
 )

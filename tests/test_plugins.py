@@ -13,8 +13,17 @@ ROOT = Path(__file__).parent.parent
 
 def test_names_are_the_files_of_a_checkout() -> None:
     assert plugins.names("converters") == ["coreml", "onnx", "tflite"]
-    assert plugins.names("devices") == ["adb", "fake", "local", "ssh"]
+    assert plugins.names("devices") == ["adb", "fake", "local", "reference", "ssh"]
     assert plugins.names("recipes") == sorted(path.stem for path in (ROOT / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", plugins.names("devices"))
+def test_a_device_says_what_it_is(name: str) -> None:
+    """`edgekit device list` shows it."""
+    module = plugins.load("devices", name)
+    assert module.ADDRESS.partition("://")[0].partition("[")[0] == name
+    assert module.ABOUT
+    assert callable(module.connect)
 
 
 def test_a_plug_in_is_loaded_once_under_edgekits_name() -> None:
@@ -25,7 +34,7 @@ def test_a_plug_in_is_loaded_once_under_edgekits_name() -> None:
 
 @pytest.mark.parametrize("name", ["lokal", "_agent", "../devices/local", ""])
 def test_an_unknown_name_is_told_with_the_choices(name: str) -> None:
-    with pytest.raises(UsageError, match=r"unknown device .*; choose from adb, fake, local"):
+    with pytest.raises(UsageError, match=r"unknown device .*; choose from adb, fake, local, reference, ssh"):
         plugins.load("devices", name)
 
 

@@ -1,4 +1,5 @@
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     terminal = Terminal()
     found, whole = _artifacts(args)
+    rounds = _rounds(args, found, whole, terminal)
     images = _images(args, found[0].preprocess) if args.data else None
     if images and args.accuracy_samples:
         images = sample(images, args.accuracy_samples)
@@ -115,12 +117,18 @@ def run(args: argparse.Namespace) -> int:
         terminal.say("bench: no --data, so latency on noise and no accuracy")
     out = args.out or Path("results") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
     failed: Incomplete | None = None
+    results: list[Result] = []
+    folders = _folders(out, [address for addresses, _ in rounds for address in addresses])
     try:
-        with together.opened(args.device or ["local"]) as opened, Prepared.for_images(images) as prepared:
-            work = _work(args, found, whole, opened.devices, prepared, out, terminal)
-            results = together.at_once(opened, work, terminal.bar, terminal.say)
-    except Incomplete as error:
-        failed, results = error, list(error.results)
+        with Prepared.for_images(images) as prepared:
+            for addresses, files in rounds:
+                try:
+                    with together.opened(addresses) as opened:
+                        work = _work(args, files, whole, opened.devices, prepared, folders, terminal)
+                        results += together.at_once(opened, work, terminal.bar, terminal.say)
+                except Incomplete as error:
+                    results += error.results
+                    failed = Incomplete(f"{failed}\n{error}" if failed else str(error))
     except KeyboardInterrupt:
         if any(out.rglob("*.json")):
             terminal.say(f"bench: what was measured stands in {out}, what was not finished in partial/ there")
@@ -160,7 +168,7 @@ def _work(
     whole: bool,
     devices: "Mapping[str, Device]",
     prepared: "Prepared",
-    out: Path,
+    folders: dict[str, Path],
     terminal: Terminal,
 ) -> "Work":
     """What is done on each device, all that can be checked checked before the first begins."""
@@ -185,7 +193,6 @@ def _work(
         for one in found:
             if whole and one not in able[address]:  # a file named by the user is an error in bench() instead
                 terminal.say(f"bench: {one.name} is not measured: {address} cannot run {one.target}")
-    folders = _folders(out, args.device or ["local"])
 
     def work(address: str, device: "Device", progress: "Progress") -> "list[Result]":
         chosen = able[address] if whole else found
@@ -219,6 +226,33 @@ def _folders(out: Path, addresses: "list[str]") -> dict[str, Path]:
         name = folder_of(address)
         names[address] = name if name not in names.values() else f"{name}-{len(names) + 1}"
     return {address: out / name for address, name in names.items()}
+
+
+def _rounds(
+    args: argparse.Namespace, found: "list[Artifact]", whole: bool, terminal: Terminal
+) -> "list[tuple[list[str], list[Artifact]]]":
+    """Which files go to which devices, one round after the other.
+
+    Without a --device Core ML files that are named go where they run; on this machine, so not at the same time.
+    """
+    coreml = [one for one in found if one.target == "coreml"]
+    if args.device or whole or not coreml:
+        return [(args.device or ["local"], found)]
+    others = [one for one in found if one not in coreml]
+    local = [(["local"], others)] if others else []
+    if sys.platform == "darwin":
+        return [*local, (["mac"], coreml)]
+    names = ", ".join(one.name for one in coreml)
+    if not args.data:
+        raise UsageError(
+            f"Core ML runs on Apple systems only: give --data DIR for the accuracy of {names} by edgekit's "
+            "reference execution, or --device mac+ssh://USER@HOST"
+        )
+    terminal.say(
+        f"bench: Core ML runs on Apple systems only: accuracy of {names} by edgekit's reference execution, no "
+        "latency (--device mac+ssh://USER@HOST measures it)"
+    )
+    return [*local, (["reference"], coreml)]
 
 
 def _artifacts(args: argparse.Namespace) -> "tuple[list[Artifact], bool]":

@@ -33,6 +33,8 @@ def mark_left_out(row: Row, *, allow_invalid: bool) -> Row:
         return row
     if row.result.device.fake or row.result.device.emulated:
         why = "measured on a fake device" if row.result.device.fake else "measured on an emulated device"
+    elif row.result.device.reference:
+        why = "the reference has no latency"
     elif row.latency is None:
         why = "no samples"
     elif row.reasons and not allow_invalid:
@@ -167,6 +169,8 @@ def _no_choice(rows: Sequence[Row], ranked: Sequence[Row], reference: Row | None
         return "no choice can be made: no file was measured here"
     if any(row.result and (row.result.device.fake or row.result.device.emulated) for row in runs):
         return "no choice can be made: a fake or emulated device is never ranked; measure on a real one"
+    if all(row.result and row.result.device.reference for row in runs):
+        return "no choice can be made: the reference gives accuracy and no latency; measure on a Mac or an iPhone"
     if not allow_invalid and all(row.reasons for row in runs):
         what = "the only run is invalid" if len(runs) == 1 else f"none of the {len(runs)} runs is valid"
         return (

@@ -105,6 +105,8 @@ def partly_delegated(row: Row) -> str:
 def _speed_claim(result: Result, reference: Result | None, found: Speed | None, *, allow_invalid: bool) -> str:
     if result is reference:
         return "the reference"
+    if result.device.reference:
+        return "no claim: the reference has no latency"
     if found is None or reference is None:
         return "nothing to compare with"
     if result.device.fake or result.device.emulated:

@@ -1,0 +1,145 @@
+"""`edgekit bench` of Core ML files without a Mac: accuracy by edgekit's own execution of them, no latency."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from edgekit import convert, data, report, result
+from edgekit.artifact import Artifact
+from edgekit.bench import Images, bench
+from edgekit.cli import main
+from edgekit.device import open_device
+from edgekit.errors import DeviceError, UsageError
+from edgekit.export import ExportSource, PixelClassifier
+from edgekit.preprocess import Preprocess
+from edgekit.recipe import BenchSpec, Variant
+from tests.test_convert import patches
+
+SMALL = Preprocess(height=8, width=8)
+SPEC = BenchSpec(samples=3, seconds=0.0, blocks=1, warmup=1, warmup_seconds=0.0)
+LABELS = ("ant", "bee", "cat", "dog", "eel", "fox")
+COUNT = 30
+
+
+def quiet(text: str, share: float) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExportSource, list[Artifact]]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, len(LABELS)))
+    source = ExportSource(model=PixelClassifier(model, SMALL).eval(), preprocess=SMALL, labels=LABELS)
+    variants = [Variant(target="coreml", precision=name) for name in ("fp16", "pal4")]
+    out = tmp_path_factory.mktemp("files")
+    return source, convert.convert(source, variants, patches(16, SMALL, seed=0), out, quiet)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Pictures in folders by class."""
+    for number, pixels in enumerate(patches(COUNT, SMALL, seed=5)):
+        folder = tmp_path / "photos" / LABELS[number % len(LABELS)]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return tmp_path / "photos"
+
+
+def labelled(photos: Path) -> Images:
+    evaluation = data.evaluation(str(photos), SMALL, "all", confirm=lambda _: False)
+    return Images(
+        name="photos",
+        images_sha256=evaluation.split.images_sha256,
+        truth=evaluation.split.labels,
+        classes=evaluation.classes,
+        read=lambda _: evaluation.split.read(),
+    )
+
+
+def expected(source: ExportSource, pixels: npt.NDArray[np.uint8]) -> list[int]:
+    return [int(one) for one in source.logits(pixels).argmax(1)]
+
+
+def test_bench_gives_top1_without_a_device_named(
+    files: tuple[ExportSource, list[Artifact]],
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if sys.platform == "darwin":
+        pytest.skip("on a Mac Core ML itself runs")
+    source, artifacts = files
+    out = tmp_path / "results"
+    words = ["bench", *(str(one.path) for one in artifacts), "--data", str(photos), "--out", str(out), "--quick"]
+    assert main(words) == 0
+    told = capsys.readouterr()
+    assert "accuracy of coreml-fp16, coreml-pal4 by edgekit's reference execution, no latency" in told.err
+    assert "the reference gives accuracy and no latency" in " ".join(told.out.split())
+    found = result.read(out / "coreml-fp16.json")
+    assert found.device.reference
+    assert json.loads((out / "coreml-fp16.json").read_text())["device"]["reference"] is True
+    assert found.measurement.count == 0
+    assert not found.validity.valid
+    assert found.predictions is not None
+    assert len(found.predictions.truth) == COUNT
+    in_order = np.stack(
+        [
+            np.asarray(Image.open(path))
+            for label in sorted(LABELS)
+            for path in sorted((photos / label).glob("*.png"))
+        ]
+    )
+    assert found.predictions.top_NK[:, 0].tolist() == expected(source, in_order)
+
+
+def test_without_data_there_is_nothing_to_measure(
+    files: tuple[ExportSource, list[Artifact]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if sys.platform == "darwin":
+        pytest.skip("on a Mac Core ML itself runs")
+    assert main(["bench", str(files[1][0].path), "--out", str(tmp_path / "out")]) == 2
+    assert "Core ML runs on Apple systems only: give --data DIR for the accuracy" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_reference_results_are_never_ranked(
+    files: tuple[ExportSource, list[Artifact]], photos: Path, tmp_path: Path
+) -> None:
+    images = labelled(photos)
+    results = bench(files[1], open_device("reference"), SPEC, tmp_path / "out", images=images, progress=quiet)
+    for allow in (False, True):
+        [group] = report.compare(results, allow_invalid=allow).groups
+        assert group.choice.pick == ""
+        assert group.choice.pareto == ()
+        assert {row.left_out for row in group.rows} == {"the reference has no latency"}
+        assert all(row.latency is None for row in group.rows)
+        assert group.rows[1].speed_words == "no claim: the reference has no latency"
+
+
+def test_a_damaged_file_fails_and_the_other_runs(
+    files: tuple[ExportSource, list[Artifact]], photos: Path, tmp_path: Path
+) -> None:
+    good, bad = files[1]
+    shutil.copytree(bad.path, tmp_path / "bad.mlpackage")
+    (tmp_path / "bad.mlpackage/Data/com.apple.CoreML/model.mlmodel").write_bytes(b"\x00garbage")
+    images = labelled(photos)
+    damaged = replace(bad, path=tmp_path / "bad.mlpackage", file="bad.mlpackage")
+    with pytest.raises(
+        DeviceError, match=r"1 of 2 failed on reference:\n  bad: .* is not a sound Core ML package"
+    ):
+        bench([good, damaged], open_device("reference"), SPEC, tmp_path / "out", images=images, progress=quiet)
+    assert (tmp_path / "out/coreml-fp16.json").is_file()
+
+
+def test_the_reference_takes_nothing_behind_its_name() -> None:
+    with pytest.raises(UsageError, match="the device reference takes nothing behind its name, but got 'x'"):
+        open_device("reference://x")
