@@ -72,13 +72,15 @@ def check() -> None:
 
 
 def convert(source: "Source", variant: Variant, out: Path) -> Conversion:
-    from edgekit.coreml import program
+    from edgekit.coreml import program, systems
 
     notes: tuple[str, ...] = ()
     record: Calibration | None = None
     with quiet(), converting("coremltools"):
         if variant.precision in ("fp32", "fp16"):
             model = program.floats(source, variant.precision)
+            if variant.deploy is not None:
+                model = program.edit(model, lambda _, function: None, systems.target(variant))
         else:
             model, record, notes = _compressed(source, variant)
         program.describe_(model, source, AUTHOR, "")
@@ -97,7 +99,7 @@ def convert(source: "Source", variant: Variant, out: Path) -> Conversion:
 
 def _needs(model: Any) -> str:
     from edgekit import mil
-    from edgekit.coreml.program import SYSTEMS
+    from edgekit.coreml.systems import SYSTEMS
 
     found = mil.TARGETS[model.get_spec().specificationVersion]
     return SYSTEMS[found]
@@ -107,7 +109,7 @@ def _compressed(source: "Source", variant: Variant) -> tuple[Any, Calibration | 
     """The model with compressed weights, and for int8 activations; what it was calibrated on; what to tell."""
     from edgekit.coreml import activations, layers, plan, program
 
-    scheme = plan.scheme_of(variant.precision, variant.group)
+    scheme = plan.scheme_of(variant)
     images, float_model = _images(source, variant), program.floats(source, "fp16")
     pixels = images.pixels_NHWC if images else noise(source.shape_NHWC[1:], layers.IMAGES)
     bench = layers.bench(source, float_model, pixels)
@@ -125,7 +127,7 @@ def _compressed(source: "Source", variant: Variant) -> tuple[Any, Calibration | 
         return program.edit(float_model, weights_only, scheme.target), record, notes
     assert images is not None
     kept = (bench.layers[0].name, *variant.keep_float)  # the image itself is exact
-    ranges = _ranges(source, float_model, images, chosen, kept)
+    ranges = _ranges(source, float_model, images, chosen, kept, scheme.target)
 
     def integers(whole: Any, function: Any) -> None:
         activations.quantize_(whole, ranges.ranges, kept)
@@ -144,7 +146,12 @@ def _images(source: "Source", variant: Variant) -> "CalibrationImages | None":
 
 
 def _ranges(
-    source: "Source", float_model: Any, images: "CalibrationImages", chosen: "Plan", kept: tuple[str, ...]
+    source: "Source",
+    float_model: Any,
+    images: "CalibrationImages",
+    chosen: "Plan",
+    kept: tuple[str, ...],
+    system: str,
 ) -> calibrate.Chosen:
     """The range of each activation: candidates are programs with all weights as they will be."""
     from edgekit import mil
@@ -163,7 +170,7 @@ def _ranges(
             activations.quantize_(whole, ranges, kept)
             plan.store_(main, chosen.stored, correct_biases=True)
 
-        model = program.edit(float_model, change, plan.SCHEMES["int8"].target)
+        model = program.edit(float_model, change, system)
         return _logits(Path(model.package_path), judges)
 
     return activations.choose(observed, source.logits(judges), predicted, images.record.method)
@@ -183,23 +190,29 @@ def _logits(path: Path, pixels_NHWC: Pixels) -> "Logits":
     from edgekit import mil
 
     images = torch.from_numpy(np.array(pixels_NHWC)).permute(0, 3, 1, 2).float()
-    return mil.Reference(mil.load(path)).logits(images).numpy()
+    return mil.reference(path).logits(images).numpy()
 
 
 def inspect(path: Path) -> Inspection:
     from edgekit import mil
-    from edgekit.coreml.program import SYSTEMS
+    from edgekit.coreml.systems import SYSTEMS
 
     description, function = mil.describe(path), mil.load(path)
     if not description.input or description.input[0].type.WhichOneof("Type") != "imageType":
         raise ArtifactError(f"{path} does not take an image; edgekit reads image classifiers")
     image, metadata = description.input[0], dict(description.metadata.userDefined)
+    mil.takes_bgr(path)
     labels = mil.labels(function) or labels_in(metadata)
+    scores = (1, len(labels)) if mil.labels(function) else tuple(function.outputs[-1].shape)
     return Inspection(
         input=TensorSpec(
             name=image.name, shape=(1, 3, image.type.imageType.height, image.type.imageType.width), dtype="image"
         ),
-        output=TensorSpec(name=description.output[-1].name, shape=(1, len(labels)), dtype="dictionary"),
+        output=TensorSpec(
+            name=description.output[-1].name,
+            shape=scores,
+            dtype="dictionary" if mil.labels(function) else "float32",
+        ),
         operators=tuple(Counter([*mil.operators(function), *mil.forms(function)]).most_common()),
         weights=mil.weights(function),
         labels=labels,

@@ -92,7 +92,7 @@ def _top(entry: Entry, count: int) -> tuple[int, ...]:
 
     from edgekit import mil
 
-    reference = mil.Reference(mil.load(entry.artifact.path))
+    reference = mil.reference(entry.artifact.path)
     pixels = np.load(entry.inputs, mmap_mode="r")  # (N, 3, H, W)
     found = []
     for start in range(0, len(pixels), CHUNK):

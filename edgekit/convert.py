@@ -15,6 +15,7 @@ import numpy as np
 from edgekit import __version__, files, plugins, sensitivity
 from edgekit import artifact as artifacts
 from edgekit.artifact import Artifact, Calibration, TensorSpec
+from edgekit.coreml import systems
 from edgekit.errors import ArtifactError, ConversionError, DataError, EdgekitError, UsageError, unknown
 from edgekit.flatbuffer import Operator
 from edgekit.parity import parity
@@ -109,6 +110,11 @@ def converter(target: str) -> Converter:
 def for_file(path: Path) -> Converter:
     """The converter whose files end as *path* does. Raises UsageError for another suffix."""
     known = {found.suffix: found for found in map(converter, plugins.names("converters"))}
+    if path.suffix == ".mlmodel":
+        raise UsageError(
+            f"{path} is Core ML's older kind of file (a neural network, or no network at all), which edgekit does "
+            "not read: make an ML program of the original model (.mlpackage), for instance with edgekit convert"
+        )
     if path.suffix not in known:
         raise unknown("kind of model file", path.suffix or path.name, known)
     return known[path.suffix]
@@ -121,6 +127,8 @@ def check(variants: Sequence[Variant]) -> None:
         target = converter(variant.target)
         if variant.precision not in target.precisions:
             raise unknown(f"precision for {variant.target}", variant.precision, target.precisions)
+        if variant.target == "coreml":
+            systems.target(variant)
         if variant.budget is not None:
             if variant.target != "coreml" and target.suffix != sensitivity.SUFFIX:
                 raise UsageError(f"max_drop works for {sensitivity.SUFFIX} files, not for {variant.target}")

@@ -113,7 +113,8 @@ class Variant:
     ``io``: what the file takes and gives. ``uint8`` is raw pixels, and float logits; ``int8`` is pixels less 128,
     and int8 logits, with nothing in float between them, for microcontrollers. ``qat``: how int8-qat is trained.
     Of Core ML all compressed precisions take ``max_drop`` and ``keep_float``, and palettes ``group``: the outputs
-    that share a table (iOS18), all without it.
+    that share a table (iOS18), all without it. ``deploy``: the oldest system that a Core ML file is for; without
+    it the oldest that can.
     """
 
     target: str
@@ -124,6 +125,7 @@ class Variant:
     io: Literal["uint8", "int8"] = "uint8"
     qat: QatSpec = field(default_factory=QatSpec)
     group: Annotated[int, Between(1, 4096)] | None = None
+    deploy: Literal["iOS15", "iOS16", "iOS17", "iOS18"] | None = None
 
     def __post_init__(self) -> None:
         if self.io == "int8" and self.precision != "int8":
@@ -133,6 +135,8 @@ class Variant:
         learnt = [name for name in ("correct_biases", "adaround") if name in self.calibration.repairs]
         if learnt and self.precision == QAT:
             raise ValueError(f"{QAT} learns its weights from the float ones: leave out {' and '.join(learnt)}")
+        if self.deploy is not None and self.target != "coreml":
+            raise ValueError(f"deploy goes with target coreml, not {self.target}")
         weights = self.target == "coreml" and takes_budget(self.target, self.precision)
         if self.max_drop is not None and not takes_budget(self.target, self.precision):
             raise ValueError(f"max_drop goes with precision {' or '.join(REPAIRED)}, not {self.precision}")

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from edgekit import convert, mil, source
-from edgekit.artifact import Artifact
-from edgekit.coreml import activations, encode, plan, program
+from edgekit.artifact import Artifact, Calibration
+from edgekit.coreml import activations, encode, plan, program, systems
 from edgekit.coreml.layers import Judged, Layer
 from edgekit.coreml.repair import remedies
 from edgekit.errors import ArtifactError, UsageError
-from edgekit.export import ExportSource, PixelClassifier, calibration_images
+from edgekit.export import CalibrationImages, ExportSource, PixelClassifier, calibration_images
 from edgekit.preprocess import Preprocess, preset
 from edgekit.quiet import quiet
 from edgekit.recipe import CalibrationSpec, Variant
@@ -89,7 +89,7 @@ def test_parity_and_target(name: str, made: dict[str, Artifact]) -> None:
     assert one.parity.sqnr_db > least
     found = convert.converter("coreml").inspect(one.path)
     assert mil.target(mil.load(one.path)) == target
-    assert found.needs == program.SYSTEMS[target]
+    assert found.needs == systems.SYSTEMS[target]
     assert one.notes[0] == f"runs from {found.needs} on"
     assert found.labels == LABELS
     assert json.loads(found.metadata["preprocess"])["height"] == 32
@@ -250,13 +250,15 @@ def test_what_was_pruned_already_stays_so() -> None:
     assert np.array_equal(stored.values, values)  # two thirds are zero: no more is taken
 
 
+@pytest.mark.parametrize("deploy", [None, "iOS18"])
 @pytest.mark.parametrize("name", plan.SCHEMES)
-def test_the_file_holds_what_was_judged(name: str, tmp_path: Path) -> None:
+def test_the_file_holds_what_was_judged(name: str, deploy: Any, tmp_path: Path) -> None:
     """A network of one dense layer: its weights, read back from the package, are the encoder's."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(8 * 8 * 3, 64), nn.ReLU(), nn.Linear(64, 6))
     small = Preprocess(height=8, width=8)
     origin = ExportSource(model=PixelClassifier(model, small).eval(), preprocess=small, labels=LABELS)
-    scheme = plan.SCHEMES[name]
+    scheme = plan.scheme_of(Variant(target="coreml", precision=name, deploy=deploy))
+    assert scheme.target == deploy or not deploy
     with quiet():
         float_model = program.floats(origin, "fp16")
     function = mil.load(Path(float_model.package_path))
@@ -307,6 +309,50 @@ def test_mean_and_std_of_each_channel_are_exact(order: Any, tmp_path: Path) -> N
     assert half.parity.sqnr_db > 60
     if order == "RGB":  # the standard deviation is in the convolution
         assert mil.operators(mil.load(half.path))[:3] == ["cast", "sub", "conv"]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "w8", "int8"])
+def test_a_later_system_on_request(precision: str, tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 6))
+    small, images = Preprocess(height=8, width=8), patches(32, Preprocess(height=8, width=8), seed=3)
+    record = Calibration(images_sha256="0" * 64, count=32, method="min-max", seed=0)
+    origin = ExportSource(
+        model=PixelClassifier(model, small).eval(),
+        preprocess=small,
+        labels=LABELS,
+        calibrate=lambda spec: CalibrationImages(pixels_NHWC=images, record=record),
+    )
+    variant = Variant(target="coreml", precision=precision, deploy="iOS18")
+    [one] = convert.convert(origin, [variant], images, tmp_path, silent)
+    assert one.notes[0] == "runs from iOS 18, macOS 15 on"
+    assert one.parity is not None
+    assert one.parity.sqnr_db > {"fp16": 55, "w8": 35, "int8": 25}[precision]
+    forms = set(mil.forms(mil.load(one.path)))
+    assert forms == (set() if precision == "fp16" else {"constexpr_blockwise_shift_scale"})
+
+
+def test_a_system_too_old_for_a_precision_is_refused() -> None:
+    with pytest.raises(
+        UsageError,
+        match=r"coreml w4 needs iOS 18, macOS 15 or later, but the file is to run from iOS16 on: "
+        "ask for iOS18, or for fp32, fp16, w8, pal8",
+    ):
+        convert.check([Variant(target="coreml", precision="w4", deploy="iOS16")])
+    with pytest.raises(UsageError, match="coreml pal4 with group needs iOS 18"):
+        convert.check([Variant(target="coreml", precision="pal4", group=8, deploy="iOS17")])
+    with pytest.raises(ValueError, match="deploy goes with target coreml, not tflite"):
+        Variant(target="tflite", precision="fp32", deploy="iOS16")
+
+
+def test_every_precision_has_its_oldest_system() -> None:
+    """And the table of `edgekit list precisions` says so."""
+    precisions = convert.converter("coreml").precisions
+    assert set(systems.OLDEST) == set(precisions)
+    for name, system in systems.OLDEST.items():
+        if system != "iOS15":
+            assert f"iOS {system[3:]}" in precisions[name].does
 
 
 def test_int8_needs_images(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   edgekit convert runs/quickstart --target tflite --quantize all
-  edgekit convert runs/photos --target coreml
+  edgekit convert runs/photos --target coreml --quantize fp16,pal4 --max-drop 1
   edgekit convert runs/photos --target tflite --quantize int8 --max-drop 0.5
   edgekit convert model.py:build --target tflite --quantize fp32,int8 --calibrate photos \\
       --preprocess imagenet --size 224 --labels labels.txt --weights model.pt
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=points,
         metavar="POINTS",
         help="of top-1 that int8 may lose: else its weights are repaired, layers stay in float, and at last it is "
-        "trained (int8-qat)",
+        "trained (int8-qat); of coreml each compressed precision: palettes get more tables, layers stay in fp16",
     )
     parser.add_argument("--data", metavar="DIR|NAME", help="labelled images on which --max-drop is measured")
     parser.add_argument(
@@ -55,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="uint8",
         help="uint8 (default): raw pixels in, float logits out; int8, for microcontrollers: pixels less 128 in, "
         "int8 logits out, no float between them",
+    )
+    parser.add_argument(
+        "--deploy",
+        choices=("iOS15", "iOS16", "iOS17", "iOS18"),
+        help="coreml: the oldest system that is to run the file; default the oldest that can",
     )
     parser.add_argument(
         "--qat-epochs", type=count, metavar="N", help="of training for int8-qat and --max-drop; default 2"
@@ -115,6 +120,10 @@ def run(args: argparse.Namespace) -> int:
     asked = args.quantize or ("fp16" if args.target == "coreml" else "fp32")
     precisions = _all(target, terminal) if asked == "all" else asked.split(",")
     variants = _variants(args.target, precisions, args.max_drop, args.io)
+    if args.deploy:
+        if args.target != "coreml":
+            raise UsageError(f"--deploy is for coreml files, not {args.target}")
+        variants = [replace(one, deploy=args.deploy) for one in variants]
     if args.qat_epochs:
         if not any(
             one.precision == QAT or (one.precision == "int8" and one.max_drop is not None) for one in variants
@@ -192,6 +201,8 @@ def _variants(target: str, precisions: list[str], max_drop: float | None, io: st
         return [Variant(target=target, precision="int8", io="int8")]
     if max_drop is not None:
         if not any(takes_budget(target, name) for name in names):
+            if target == "coreml":
+                raise UsageError(f"--max-drop is for w8, pal4 or another compressed precision, not {names[0]}")
             raise UsageError(f"--max-drop is for int8: give --quantize int8, not {','.join(names)}")
         names = [name for name in names if name != "int8-mixed" or "int8" not in names]
     return [

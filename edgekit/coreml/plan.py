@@ -14,6 +14,8 @@ from edgekit.coreml import encode
 from edgekit.coreml.encode import Array, Stored
 from edgekit.coreml.layers import Judged
 from edgekit.coreml.program import linear_layers
+from edgekit.coreml.systems import OLDEST, TARGETS, target
+from edgekit.recipe import Variant
 
 SOUND_DB = 35.0  # a layer with less error than that is no worse than its neighbours' fp16 and int8
 OUTLIER_DB = 3.0  # below the median layer: twice its error
@@ -25,7 +27,7 @@ _GAIN = 0.9  # of a layer's bytes: what saves less is not compressed
 class Scheme:
     """How weights are stored: in integers (``w8``), with a table (``pal4``), with zeros (``sparse50``) or both.
 
-    *target*: the oldest system that can hold it. *bits*: of integers or indices, 0 for fp16. *table*: bits are
+    *target*: the system that it is stored for. *bits*: of integers or indices, 0 for fp16. *table*: bits are
     indices. *zeros*: the share of weights that are 0. *group*: the outputs that share a table, or the inputs that
     share a scale; None for all.
     """
@@ -38,7 +40,7 @@ class Scheme:
 
     @property
     def modern(self) -> bool:
-        return self.target == "iOS18"
+        return TARGETS[self.target] >= TARGETS["iOS18"]
 
     def encode(self, weights: Array, importance: Array) -> Stored:
         """The weights (O, I, ...) in this form."""
@@ -51,23 +53,23 @@ class Scheme:
 
 
 SCHEMES = {
-    "w8": Scheme(target="iOS16", bits=8),
-    "w4": Scheme(target="iOS18", bits=4, group=encode.BLOCK),
-    "pal8": Scheme(target="iOS16", bits=8, table=True),
-    "pal6": Scheme(target="iOS16", bits=6, table=True),
-    "pal4": Scheme(target="iOS16", bits=4, table=True),
-    "pal2": Scheme(target="iOS16", bits=2, table=True),
-    "sparse50": Scheme(target="iOS16", zeros=0.5),
-    "sparse75": Scheme(target="iOS16", zeros=0.75),
-    "sparse50-pal4": Scheme(target="iOS18", zeros=0.5, bits=4, table=True),
-    "int8": Scheme(target="iOS17", bits=8),  # its activations: see `activations`
+    "w8": Scheme(target=OLDEST["w8"], bits=8),
+    "w4": Scheme(target=OLDEST["w4"], bits=4, group=encode.BLOCK),
+    "pal8": Scheme(target=OLDEST["pal8"], bits=8, table=True),
+    "pal6": Scheme(target=OLDEST["pal6"], bits=6, table=True),
+    "pal4": Scheme(target=OLDEST["pal4"], bits=4, table=True),
+    "pal2": Scheme(target=OLDEST["pal2"], bits=2, table=True),
+    "sparse50": Scheme(target=OLDEST["sparse50"], zeros=0.5),
+    "sparse75": Scheme(target=OLDEST["sparse75"], zeros=0.75),
+    "sparse50-pal4": Scheme(target=OLDEST["sparse50-pal4"], zeros=0.5, bits=4, table=True),
+    "int8": Scheme(target=OLDEST["int8"], bits=8),  # its activations: see `activations`
 }
 
 
-def scheme_of(precision: str, group: int | None = None) -> Scheme:
-    """The precision's scheme, or with *group* a table for so many outputs, which iOS18 can hold."""
-    scheme = SCHEMES[precision]
-    return scheme if group is None else replace(scheme, group=group, target="iOS18")
+def scheme_of(variant: Variant) -> Scheme:
+    """The scheme of the variant's precision, for its system, and with its group's tables."""
+    scheme = replace(SCHEMES[variant.precision], target=target(variant))
+    return scheme if variant.group is None else replace(scheme, group=variant.group)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,15 +88,15 @@ class Plan:
         """For the sidecar."""
         parts = []
         if self.small:
-            parts.append(f"too small: {_named(self.small)}")
+            parts.append(f"too small: {', '.join(self.small)}")
         if self.sensitive:
-            listed = _named([f"{one.layer.name} ({one.own_db:.1f} dB)" for one in self.sensitive])
+            listed = ", ".join(f"{one.layer.name} ({one.own_db:.1f} dB)" for one in self.sensitive)
             parts.append(f"too sensitive: {listed}")
         if self.asked:
-            parts.append(f"as asked: {_named(self.asked)}")
+            parts.append(f"as asked: {', '.join(self.asked)}")
         share = 100 * self.left_bytes / max(self.total_bytes, 1)
         left = (f"left in fp16, {share:.1f} % of the weights: {'; '.join(parts)}",) if parts else ()
-        worst = _named([f"{one.layer.name} ({one.own_db:.1f} dB)" for one in self.worst])
+        worst = ", ".join(f"{one.layer.name} ({one.own_db:.1f} dB)" for one in self.worst)
         return (*left, *((f"most error by its weights alone: {worst}",) if worst else ()))
 
 
@@ -151,8 +153,3 @@ def store_(function: Any, stored: Mapping[str, Judged], *, correct_biases: bool)
             function.replace_uses_of_var_after_op(
                 anchor_op=fresh.op, old_var=bias, new_var=fresh, end_op=operation
             )
-
-
-def _named(names: Sequence[str], most: int = 8) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekit.coreml.systems import TARGETS
 from edgekit.requires import require
 from edgekit.schema import encode
 
@@ -17,14 +18,6 @@ if TYPE_CHECKING:
 
 FEATURE = "Converting to coreml"
 LINEAR = ("conv", "linear")  # the operators that hold nearly all weights
-TARGETS = {"iOS15": 6, "iOS16": 7, "iOS17": 8, "iOS18": 9}
-SYSTEMS = {  # what else runs what an iOS does
-    "iOS15": "iOS 15, macOS 12",
-    "iOS16": "iOS 16, macOS 13",
-    "iOS17": "iOS 17, macOS 14",
-    "iOS18": "iOS 18, macOS 15",
-    "iOS26": "iOS 26, macOS 26",
-}
 _PARAMETERS = re.compile(r"(.*)\.(weight|bias)$")
 
 

@@ -66,11 +66,12 @@ def repair(
         pixels = source.calibrate(variant.calibration).pixels_NHWC if source.calibrate else held_out.pixels_NHWC
         with quiet():
             bench = layers.bench(source, program.floats(source, "fp16"), pixels)
-            form = plan.scheme_of(variant.precision, asked(repairs, ()).group)
+            form = plan.scheme_of(asked(repairs, ()))
             judged = bench.judge(form.encode)
         return remedies(plan.choose(judged, variant.keep_float).stored)
 
     tables = scheme.table and not scheme.zeros and variant.group is None
+    tables = tables and variant.deploy in (None, "iOS18")
     with tempfile.TemporaryDirectory() as folder:
         found, place = search(
             Task(

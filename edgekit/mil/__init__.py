@@ -16,10 +16,11 @@ from edgekit.mil.read import (
     labels,
     load,
     operators,
+    takes_bgr,
     target,
     weights,
 )
-from edgekit.mil.run import Reference
+from edgekit.mil.run import Reference, reference
 
 __all__ = [
     "TARGETS",
@@ -32,6 +33,8 @@ __all__ = [
     "labels",
     "load",
     "operators",
+    "reference",
+    "takes_bgr",
     "target",
     "weights",
 ]

@@ -24,8 +24,11 @@ def load(path: Path) -> Any:
 
         model = ct.models.MLModel(str(path), skip_model_load=True)
         spec = model.get_spec()
-        if spec.WhichOneof("Type") != "mlProgram":
-            raise ArtifactError(f"{path} holds a {spec.WhichOneof('Type')}; only ML programs are supported")
+        kind = spec.WhichOneof("Type")
+        if kind is None:
+            raise ArtifactError(f"{path} is not a sound Core ML package: it holds no model")
+        if kind != "mlProgram":
+            raise ArtifactError(f"{path} holds a {kind}; only ML programs are supported")
         return load_program(spec, spec.specificationVersion, model.weights_dir).functions["main"]
 
 
@@ -33,6 +36,18 @@ def describe(path: Path) -> Any:
     """The package's description: inputs, outputs, metadata. Raises ArtifactError for anything that has none."""
     with _reading(path) as ct:
         return ct.models.MLModel(str(path), skip_model_load=True).get_spec().description
+
+
+def takes_bgr(path: Path) -> bool:
+    """Whether the package's image comes as BGR. Raises ArtifactError for one without color."""
+    for one in describe(path).input:
+        if one.type.WhichOneof("Type") == "imageType":
+            kind = one.type.imageType
+            name = kind.ColorSpace.Name(kind.colorSpace)
+            if name not in ("RGB", "BGR"):
+                raise ArtifactError(f"{path} takes {name} images; edgekit feeds RGB, and BGR")
+            return bool(name == "BGR")
+    return False
 
 
 def target(function: Any) -> str:

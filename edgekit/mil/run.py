@@ -5,6 +5,7 @@ Shapes: N images, K classes, C channels, H height, W width.
 """
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from edgekit.errors import ConversionError
 from edgekit.mil.arguments import DTYPES, Operator
 from edgekit.mil.constexpr import expand
 from edgekit.mil.pointwise import POINTWISE
-from edgekit.mil.read import is_constant
+from edgekit.mil.read import is_constant, load, takes_bgr
 from edgekit.mil.shapes import SHAPES
 from edgekit.mil.sums import SUMS
 from edgekit.mil.windows import WINDOWS
@@ -25,10 +26,13 @@ _BATCH_PIXELS = 2**17  # of the images that run at once: more waits for memory
 
 
 class Reference:
-    """A program ready to run. Raises ConversionError, when run, for an operator that it does not know."""
+    """A program ready to run. Raises ConversionError, when run, for an operator that it does not know.
 
-    def __init__(self, function: Any) -> None:
-        self._function = function
+    *bgr*: `logits` turns the channels of what it is given, as Core ML does.
+    """
+
+    def __init__(self, function: Any, *, bgr: bool = False) -> None:
+        self._function, self._bgr = function, bgr
         self._scores = _scores(function)
         constants = _constants(function)
         self._constants = {id(variable): value for variable, value in constants}
@@ -46,6 +50,8 @@ class Reference:
     @torch.no_grad()
     def logits(self, pixels_NCHW: Tensor) -> Tensor:
         """The same (N, K) of a program of one image, for many: `torch.vmap` computes each as if it were alone."""
+        if self._bgr:
+            pixels_NCHW = pixels_NCHW.flip(1)
         step = max(1, _BATCH_PIXELS // (pixels_NCHW.shape[2] * pixels_NCHW.shape[3]))
         single = torch.vmap(lambda image: self._run(image[None], ())[self._scores.name].float())
         rows = [single(pixels_NCHW[start : start + step]) for start in range(0, len(pixels_NCHW), step)]
@@ -91,11 +97,21 @@ class Reference:
         return _wide(values[variable.name])
 
 
+def reference(path: Path) -> Reference:
+    """The package's program, ready to run on RGB pixels. Raises ArtifactError for anything that is not one."""
+    return Reference(load(path), bgr=takes_bgr(path))
+
+
 def apply(kind: str, arguments: dict[str, Any]) -> tuple[Tensor, ...]:
     """What the operator gives, not yet rounded. Raises ConversionError for one that is not known."""
     if kind not in OPERATORS:
         raise ConversionError(f"the reference does not know the Core ML operator {kind!r}")
-    result = OPERATORS[kind](arguments)
+    try:
+        result = OPERATORS[kind](arguments)
+    except (RuntimeError, LookupError, TypeError, ValueError) as error:  # a form of it that our tools do not make
+        line = (str(error).strip().splitlines() or [""])[0]
+        message = f"the reference cannot run the Core ML operator {kind!r} as it stands here"
+        raise ConversionError(f"{message}: {type(error).__name__}: {line}") from error
     return result if isinstance(result, tuple) else (result,)
 
 
