@@ -1,7 +1,8 @@
 """The edgekit agent: measures model files on the machine it runs on. One file, Python 3.9 or newer.
 
 It needs NumPy and one runtime: ai-edge-litert, tflite-runtime or tensorflow for ``tflite``, onnxruntime for
-``onnx``. It imports nothing else, and never executes anything that it was sent: a job is data.
+``onnx``, on a Mac coremltools and Pillow for ``coreml`` (Python 3.10 or newer). It imports nothing else, and never
+executes anything that it was sent: a job is data.
 
     python agent.py JOB.json      runs the job; events on stdout, one JSON object a line
     python agent.py --describe    the `device` event alone
@@ -25,6 +26,7 @@ ENTRY    {model, target, precision, output, threads, inputs, predict}; paths are
 Events   device       {protocol, model, cpu, architecture, cores, memory_bytes, os, kernel, emulated, runtimes}
          loaded       {entry, pid, runtime, runtime_version, delegate, load_ms, first_ms, peak_memory_bytes,
                        operators: {total, taken, left: {kind: count}} or null where there is no delegate}
+                      of coreml also compile_ms, and plan: [{name, kind, unit, share}] of the operators
          progress     {entry, doing, share}                  share: done of the whole job, 0 to 1
          samples      {entry, block, start_ns, duration_ns}  lists, one value an inference; at least every second
          telemetry    {entry, time_ns, ...}                  while that entry works; what cannot be read is absent
@@ -54,12 +56,14 @@ import os
 import platform
 import select
 import selectors
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from importlib import import_module, metadata, util
 from typing import Any, Callable
 
@@ -86,6 +90,7 @@ RUNTIMES = {
         ("tensorflow", "tensorflow"),
     ),
     "onnx": (("onnxruntime", "onnxruntime"),),
+    "coreml": (("coremltools", "coremltools"),),
 }
 LOAD_S, PREDICT_S, PROFILE_S = 1.0, 5.0, 1.0  # guesses, for the progress only
 # A profile takes the runs that fit into 0.4 s, and at least 3: it shows where the time goes, to some per cent.
@@ -109,12 +114,19 @@ def emit(event: Event, fd: int = 1) -> None:
 def find_runtime(target: str) -> tuple[str, str, str] | None:
     """Import name, distribution and version of the first installed runtime for *target*, without importing it."""
     for module, distribution in RUNTIMES.get(target, ()):
-        if util.find_spec(module):
+        if (found := util.find_spec(module)) and (target != "coreml" or runs_coreml(found)):
             try:
                 return module, distribution, metadata.version(distribution)
             except metadata.PackageNotFoundError:  # unpacked without its metadata, or a nightly build
                 return module, distribution, "unknown"
     return None
+
+
+def runs_coreml(package: Any) -> bool:
+    """Whether coremltools has what calls Core ML, which is built for Macs only: elsewhere it converts."""
+    return any(
+        glob.glob(os.path.join(folder, "libcoremlpython*")) for folder in package.submodule_search_locations
+    )
 
 
 class Refused(Exception):
@@ -223,6 +235,91 @@ class OnnxModel:
         return self.binding.copy_outputs_to_cpu()[0]
 
 
+class CoremlModel:
+    """An .mlpackage (in a .zip, as a folder cannot be sent) through coremltools, on the units EDGEKIT_UNIT allows.
+
+    What is timed is `predict`: Core ML and coremltools's way to it and back.
+    """
+
+    def __init__(self, module: str, distribution: str, version: str, entry: Event) -> None:
+        if not util.find_spec("PIL"):
+            raise Refused("coremltools takes images of Pillow: pip install pillow")
+        unit = os.environ.get("EDGEKIT_UNIT", "ALL")
+        self.image = import_module("PIL.Image")
+        tools, models = import_module(module), import_module(f"{module}.models")
+        self.folder = tempfile.TemporaryDirectory(prefix="edgekit-coreml-")
+        package = entry["model"]
+        if package.endswith(".zip"):
+            with zipfile.ZipFile(package) as archive:
+                archive.extractall(self.folder.name)
+            (package,) = glob.glob(os.path.join(self.folder.name, "*.mlpackage"))
+        description = tools.utils.load_spec(package).description
+        self.input_name = description.input[0].name
+        self.labels = json.loads(description.metadata.userDefined["labels"] or "[]")
+        if description.predictedFeatureName and not self.labels and entry["predict"]:
+            raise Refused("the package does not tell the order of its classes: it was not made by edgekit")
+        self.output_name = entry["output"]
+        start = clock()
+        compiled = models.utils.compile_model(package, os.path.join(self.folder.name, "compiled.mlmodelc"))
+        middle = clock()
+        model = models.CompiledMLModel(compiled, compute_units=tools.ComputeUnit[unit])
+        self.compile_ms, self.load_ms = (middle - start) / 1e6, (clock() - middle) / 1e6
+        self.delegate, self.plan = unit, compute_plan(tools, compiled, unit)
+        self.note = ""
+        left = [row["kind"] for row in self.plan if row["unit"] == "CPU"]
+        self.operators: Event | None = None
+        if self.plan and unit != "CPU_ONLY":
+            self.operators = {
+                "total": len(self.plan),
+                "taken": len(self.plan) - len(left),
+                "left": {kind: left.count(kind) for kind in dict.fromkeys(left)},
+            }
+            if unit != "ALL" and len(left) == len(self.plan):
+                self.note = f"the delegate fell back: Core ML plans all {len(left)} operators for the CPU"
+
+        def invoke() -> None:
+            self.given = model.predict(self.row)
+
+        self.invoke: Callable[[], None] = invoke
+
+    def set_input(self, row: Any) -> None:
+        """*row*: uint8 RGB (1, 3, H, W)."""
+        self.row = {self.input_name: self.image.fromarray(row[0].transpose(1, 2, 0).copy())}
+
+    def output(self) -> Any:
+        import numpy
+
+        found = pick(list(self.given), self.output_name, list(self.given.values()))
+        if not isinstance(found, dict):
+            return numpy.asarray(found)
+        return numpy.array([found[label] for label in self.labels])
+
+
+def compute_plan(tools: Any, compiled: str, unit: str) -> list[Event]:
+    """The unit that Core ML plans each operator for, and its share of the cost. Older systems do not tell."""
+    if sys.platform == "darwin" and tuple(map(int, platform.mac_ver()[0].split(".")[:2])) < (14, 4):
+        return []
+    module = import_module(f"{tools.__name__}.models.compute_plan")
+    plan = module.MLComputePlan.load_from_path(compiled, compute_units=tools.ComputeUnit[unit])
+    kinds = {"MLCPUComputeDevice": "CPU", "MLGPUComputeDevice": "GPU", "MLNeuralEngineComputeDevice": "NE"}
+    rows: list[Event] = []
+    for one in plan.model_structure.program.functions["main"].block.operations:
+        usage = plan.get_compute_device_usage_for_mlprogram_operation(one)
+        cost = plan.get_estimated_cost_for_mlprogram_operation(one)
+        if usage is None:  # a constant
+            continue
+        device = type(usage.preferred_compute_device).__name__
+        rows.append(
+            {
+                "name": one.outputs[0].name if one.outputs else "",
+                "kind": one.operator_name.rpartition(".")[2],
+                "unit": kinds.get(device, device),
+                "share": cost.weight if cost is not None else None,
+            }
+        )
+    return rows
+
+
 def pick(names: list[str], wanted: str, values: list[Any]) -> Any:
     """The value of the output named *wanted*, or the only one, whatever the runtime calls it."""
     if wanted in names:
@@ -237,8 +334,10 @@ def load_model(entry: Event) -> tuple[Any, str, str]:
     found = find_runtime(entry["target"])
     if found is None:
         needed = " or ".join(distribution for _, distribution in RUNTIMES.get(entry["target"], ()))
+        if entry["target"] == "coreml" and sys.platform != "darwin":
+            needed = ""
         raise Refused(f"nothing here runs {entry['target']} files" + (f": install {needed}" if needed else ""))
-    kind = {"tflite": TfliteModel, "onnx": OnnxModel}[entry["target"]]
+    kind = {"tflite": TfliteModel, "onnx": OnnxModel, "coreml": CoremlModel}[entry["target"]]
     return kind(*found, entry), found[1], found[2]
 
 
@@ -293,6 +392,7 @@ def serve(entry: Event, send: Callable[..., None]) -> None:
         first_ms=first_ms,
         # Before the test images are touched: their pages would count as this process's memory.
         peak_memory_bytes=peak_memory_bytes(),
+        **{key: getattr(model, key) for key in ("compile_ms", "plan") if hasattr(model, key)},
     )
     if model.note:
         send("note", text=model.note)
@@ -381,6 +481,8 @@ def profile(entry: Event, send: Callable[..., None]) -> None:
 
     found = find_runtime(entry["target"])
     assert found is not None  # it was measured
+    if entry["target"] == "coreml":
+        raise Refused("Core ML has no profiler; the plan tells its estimate of each operator's share")
     row = numpy.array(numpy.load(entry["inputs"], mmap_mode="r")[:1])
     runs, total_us, costs = {"tflite": tflite_costs, "onnx": onnx_costs}[entry["target"]](*found, entry, row)
     costs = [dict(zip(("operator", "layer", "delegated", "mean_us"), cost)) for cost in costs]  # noqa: B905
@@ -722,6 +824,7 @@ class Probe:
         self.throttle_counts = glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count")
         self.pi_flags = glob.glob("/sys/devices/platform/soc/soc:firmware/get_throttled")
         self.has_vcgencmd = not self.pi_flags and "throttled=" in output_of("vcgencmd", "get_throttled")
+        self.mac = bool(output_of("sw_vers", "-productVersion"))
         self.first_flags, self.first_count = self.flags(), self.count()
         self.before: tuple[int, float] | None = None
         self.hot_c, self.last_count = self.slows_at() - HEADROOM_C, self.first_count
@@ -739,7 +842,10 @@ class Probe:
         return sum(values) if values else None
 
     def throttled(self) -> bool | None:
-        """Now, or at any time since this probe was made."""
+        """Now, or at any time since this probe was made. Of a Mac: any thermal pressure above nominal."""
+        if self.mac:
+            level = output_of("notifyutil", "-g", "com.apple.system.thermalpressurelevel").rpartition(" ")[2]
+            return int(level) > 0 if level.isdigit() else None
         if (flags := self.flags()) is not None and self.first_flags is not None:
             return bool(flags & 0xF) or bool((flags & ~self.first_flags) >> 16)
         if (count := self.count()) is not None and self.first_count is not None:
@@ -766,6 +872,8 @@ class Probe:
         """Whether heat slows the machine down now, or did since this was asked last. A weak supply is none."""
         count, before = self.count(), self.last_count
         self.last_count = count
+        if self.mac:
+            return bool(self.throttled())
         return bool((self.flags() or 0) & 0xE) or (count is not None and before is not None and count > before)
 
     def other_busy(self) -> float | None:
@@ -1206,6 +1314,8 @@ def run(path: str) -> int:
     except (OSError, ValueError) as error:
         emit({"event": "error", "entry": None, "text": str(error)})
         return 2
+    if shutil.which("caffeinate"):  # a Mac that falls asleep measures nothing; it ends when this process does
+        subprocess.Popen(["caffeinate", "-i", "-w", str(os.getpid())], stdin=subprocess.DEVNULL)
     Visit(job, os.path.dirname(os.path.abspath(path))).run()
     emit({"event": "end"})
     return 0

@@ -14,7 +14,7 @@ from edgekit import plugins
 from edgekit.device import BenchJob, Entry, Outcome, Progress
 from edgekit.errors import DeviceError
 from edgekit.measure import Cooling, Measurement, Telemetry
-from edgekit.operators import Delegation, Profile
+from edgekit.operators import Delegation, Placed, Profile
 from edgekit.result import DeviceInfo
 from edgekit.schema import SchemaError, decode
 
@@ -72,6 +72,8 @@ class Loaded:
     load_ms: float
     first_ms: float
     peak_memory_bytes: int | None
+    compile_ms: float | None = None
+    plan: tuple[Placed, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -238,12 +240,14 @@ def _outcome(heard: _Heard, cut_off: str) -> Outcome:
             load_ms=loaded.load_ms,
             first_ms=loaded.first_ms,
             peak_memory_bytes=loaded.peak_memory_bytes,
+            compile_ms=loaded.compile_ms,
         )
     return Outcome(
         measurement=measurement,
         runtime=loaded.runtime if loaded else "",
         runtime_version=loaded.runtime_version if loaded else "",
         delegate=loaded.delegate if loaded else "",
+        plan=loaded.plan if loaded else (),
         top=tuple(heard.top),
         notes=tuple(heard.notes),
         telemetry=tuple(heard.telemetry),

@@ -9,7 +9,7 @@ from edgekit import inventory, plugins
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError, nearest
 from edgekit.measure import Cooling, Measurement, Telemetry
-from edgekit.operators import Delegation, Profile
+from edgekit.operators import Delegation, Placed, Profile
 from edgekit.result import DeviceInfo
 
 Progress = Callable[[str, float], None]  # what is being done, share done of the whole visit (0 to 1)
@@ -61,6 +61,7 @@ class Outcome:
     profile: Profile | None = None
     cooling: tuple[Cooling, ...] = ()
     error: str = ""
+    plan: tuple[Placed, ...] = ()
 
 
 class Interrupted(KeyboardInterrupt):

@@ -9,6 +9,10 @@ python = "/usr/bin/python3.11"   # which Python runs there; default what fits
 address = "adb://R5CT1234567"
 benchmark_model = "~/android/benchmark_model"   # the program that measures there
 delegate = "gpu"                 # xnnpack (the default), gpu, nnapi or none
+
+[mac]
+address = "mac+ssh://me@mac.local"
+unit = "CPU_AND_NE"              # what Core ML may use: ALL (the default), CPU_ONLY, CPU_AND_GPU or CPU_AND_NE
 """
 
 import os
@@ -23,6 +27,7 @@ from edgekit.errors import UsageError, nearest
 from edgekit.schema import SchemaError, decode
 
 TAKES = ("folder", "python")  # what every device with a folder takes
+UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")  # of a Mac: what Core ML may use
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,11 +38,14 @@ class Options:
     python: str = ""
     benchmark_model: str = ""
     delegate: str = ""
+    unit: str = ""
 
     def __post_init__(self) -> None:
         if self.delegate and self.delegate not in DELEGATES:
             hint = nearest(self.delegate, DELEGATES)
             raise ValueError(f"delegate is {self.delegate!r}; choose from {', '.join(DELEGATES)}{hint}")
+        if self.unit and self.unit not in UNITS:
+            raise ValueError(f"unit is {self.unit!r}; choose from {', '.join(UNITS)}{nearest(self.unit, UNITS)}")
         if self.delegate and not self.benchmark_model:
             raise ValueError("delegate goes with benchmark_model: the agent takes XNNPACK")
         if self.python and self.benchmark_model:
@@ -57,6 +65,7 @@ class Named:
     python: str | None = None
     benchmark_model: str | None = None
     delegate: str | None = None
+    unit: str | None = None
 
     @property
     def full(self) -> str:

@@ -62,6 +62,7 @@ class Measurement:
     """Raw samples: per inference its duration, its start (ns on the device's monotonic clock), its block.
 
     Where the device's tool does not give them there are *summaries* instead, one a block, and no samples.
+    *compile_ms*: what Core ML takes before the load.
     """
 
     samples_ns: tuple[int, ...]
@@ -71,6 +72,7 @@ class Measurement:
     first_ms: float
     peak_memory_bytes: int | None = None
     summaries: tuple[Summary, ...] = ()
+    compile_ms: float | None = None
 
     @property
     def count(self) -> int:

@@ -29,6 +29,16 @@ class Delegation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Placed:
+    """An operator of a Core ML file: the *unit* it is planned for, CPU, GPU or NE; its *share* of the cost."""
+
+    name: str
+    kind: str
+    unit: str
+    share: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
     """One operator that ran. ``operator`` as the runtime calls it; ``layer`` is empty where it cannot be told."""
 

@@ -1,6 +1,7 @@
 """Finds recipes, converters and devices: one file each in a folder, or an entry point of another package."""
 
 import importlib.util
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -30,7 +31,7 @@ def names(kind: Kind) -> list[str]:
 def load(kind: Kind, name: str) -> ModuleType:
     """The module of a converter or a device. Raises UsageError for a name that does not exist."""
     path = folder(kind) / f"{name}.py"
-    if not name.isidentifier() or name.startswith("_") or not path.is_file():
+    if not re.fullmatch(r"[A-Za-z][\w+]*", name) or not path.is_file():
         if name in _entry_points(kind):
             return importlib.import_module(_entry_points(kind)[name])
         raise unknown(kind.removesuffix("s"), name, names(kind))

@@ -11,7 +11,7 @@ from edgekit import files
 from edgekit.artifact import Artifact
 from edgekit.errors import ResultError
 from edgekit.measure import Cooling, Measurement, Telemetry, Validity, judge
-from edgekit.operators import Delegation, Profile
+from edgekit.operators import Delegation, Placed, Profile
 from edgekit.schema import SchemaError, decode, encode
 
 FORMAT = 1
@@ -94,6 +94,7 @@ class Result:
     predictions: Predictions | None = None
     delegation: Delegation | None = None  # None where there is no delegate, or it was not told
     profile: Profile | None = None  # None where none was asked for
+    plan: tuple[Placed, ...] = ()  # of Core ML: where each operator is to run
 
     @property
     def name(self) -> str:

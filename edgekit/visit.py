@@ -178,4 +178,5 @@ def _result(plan: Plan, index: int, outcome: Outcome, visit: str, created: str) 
         predictions=predictions,
         delegation=outcome.delegation,
         profile=outcome.profile,
+        plan=outcome.plan,
     )

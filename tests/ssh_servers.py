@@ -53,8 +53,7 @@ class Server:
 
     def stop(self) -> None:
         """Take no more connections; those that are open stay."""
-        self._acceptor.close()
-        self._call(self._acceptor.wait_closed())
+        self._call(self._close_acceptor())
 
     def drop(self) -> None:
         """Cut every connection, as a network does."""
@@ -75,6 +74,10 @@ class Server:
 
     def _call(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(LIMIT_S)
+
+    async def _close_acceptor(self) -> None:
+        self._acceptor.close()
+        await self._acceptor.wait_closed()
 
     async def _abort(self) -> None:
         connections, self._connections = self._connections, []

@@ -69,7 +69,7 @@ BAD = [
         ("run", "quickstart", "--device", "telepathy://x"),
         2,
         "unknown device 'telepathy'",
-        "choose from adb, fake, local, reference",
+        "choose from adb, fake, local, mac, mac+ssh, reference",
     ),
     (("run", "quickstart", "--device", "fake://pi9"), 2, "'pi9'", "pi5"),
     (("run", "quickstart", "--out", "taken"), 2, "taken exists and is no run of edgekit", "--out"),

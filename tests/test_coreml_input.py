@@ -184,5 +184,7 @@ def test_a_budget_for_what_is_not_compressed_is_a_usage_error(
 def test_an_unknown_precision_names_the_choices() -> None:
     from edgekit.recipe import Variant
 
-    with pytest.raises(UsageError, match=r"unknown precision for coreml 'pall4'; choose from .*did you mean 'pal4'"):
+    with pytest.raises(
+        UsageError, match=r"unknown precision for coreml 'pall4'; choose from .*did you mean 'pal4'"
+    ):
         convert.check([Variant(target="coreml", precision="pall4")])

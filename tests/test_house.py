@@ -38,7 +38,7 @@ ORDER = (
     "together",
     "phone",
     "remote phone_shell phone_device",
-    "provision check",
+    "provision check mac",
     "report",
     "gate",
     "runs keras_model",

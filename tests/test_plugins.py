@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_names_are_the_files_of_a_checkout() -> None:
     assert plugins.names("converters") == ["coreml", "onnx", "tflite"]
-    assert plugins.names("devices") == ["adb", "fake", "local", "reference", "ssh"]
+    assert plugins.names("devices") == ["adb", "fake", "local", "mac", "mac+ssh", "reference", "ssh"]
     assert plugins.names("recipes") == sorted(path.stem for path in (ROOT / "recipes").glob("*.toml"))
 
 
@@ -34,7 +34,9 @@ def test_a_plug_in_is_loaded_once_under_edgekits_name() -> None:
 
 @pytest.mark.parametrize("name", ["lokal", "_agent", "../devices/local", ""])
 def test_an_unknown_name_is_told_with_the_choices(name: str) -> None:
-    with pytest.raises(UsageError, match=r"unknown device .*; choose from adb, fake, local, reference, ssh"):
+    with pytest.raises(
+        UsageError, match=r"unknown device .*; choose from adb, fake, local, mac, mac\+ssh, reference"
+    ):
         plugins.load("devices", name)
 
 

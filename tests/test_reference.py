@@ -15,13 +15,14 @@ from torch import nn
 
 from edgekit import convert, data, report, result
 from edgekit.artifact import Artifact
-from edgekit.bench import Images, bench
+from edgekit.bench import bench
 from edgekit.cli import main
 from edgekit.device import open_device
 from edgekit.errors import DeviceError, UsageError
 from edgekit.export import ExportSource, PixelClassifier
 from edgekit.preprocess import Preprocess
 from edgekit.recipe import BenchSpec, Variant
+from edgekit.visit import Images
 from tests.test_convert import patches
 
 SMALL = Preprocess(height=8, width=8)

@@ -104,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
     from edgekit import report, together
     from edgekit.bench import Incomplete, sample
+    from edgekit.mac import placement
     from edgekit.visit import Prepared
 
     _check(args)
@@ -133,6 +134,9 @@ def run(args: argparse.Namespace) -> int:
         if any(out.rglob("*.json")):
             terminal.say(f"bench: what was measured stands in {out}, what was not finished in partial/ there")
         raise
+    for one in results:
+        if told := placement(one.plan):
+            terminal.say(f"bench: {one.name}: {told}")
     if results or not failed:
         show(report.compare(results, allow_invalid=args.allow_invalid), args.json, costs=bool(args.profile))
         if args.json != STDOUT:

@@ -1,0 +1,1 @@
+"""In coremltools a library that only its wheels for macOS have."""
