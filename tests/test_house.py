@@ -32,7 +32,7 @@ ORDER = (
     "calibrate equalize adaround",
     "qat coreml",
     "convert device inputs",
-    "agent visit",
+    "agent visit snippet",
     "stable",
     "bench",
     "together",

@@ -10,25 +10,49 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   edgekit inspect runs/quickstart/artifacts/tflite-int8.tflite
   edgekit inspect model.tflite --json -
+  edgekit inspect coreml-fp16.mlpackage --swift    the lines that load it and classify an image; of a .tflite
+                                                   --kotlin and --python
 """
+
+
+LINES = "print the lines that load the file and classify an image"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path, help="a model file: .tflite, .onnx or .mlpackage")
+    lines = parser.add_mutually_exclusive_group()
+    lines.add_argument("--swift", action="store_const", dest="language", const="swift", help=f"{LINES}, for iOS")
+    lines.add_argument(
+        "--kotlin", action="store_const", dest="language", const="kotlin", help=f"{LINES}, for Android"
+    )
+    lines.add_argument("--python", action="store_const", dest="language", const="python", help=LINES)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     from edgekit import artifact as artifacts
     from edgekit import files, units
     from edgekit.convert import for_file
-    from edgekit.errors import ArtifactError
+    from edgekit.errors import ArtifactError, UsageError
     from edgekit.schema import encode
+    from edgekit.snippet import snippet
 
     path: Path = args.artifact
     if not path.exists():
         raise ArtifactError(f"no such file: {path}")
     found = for_file(path).inspect(path)
+    if args.language:
+        if args.json:
+            raise UsageError(f"--{args.language} prints source text: leave out --json")
+        if artifacts.sidecar(path).is_file():
+            beside = artifacts.read(path)
+            told = replace(found, labels=found.labels or beside.labels)
+            print(snippet(args.language, path, told, beside.preprocess), end="")
+        else:
+            print(snippet(args.language, path, found, None), end="")
+        return 0
     taken, fault = _taken(path) if found.details else ((), "")
     described = artifacts.read(path) if artifacts.sidecar(path).is_file() else None
     write_json(
