@@ -3,10 +3,10 @@
 import os
 import shlex
 import signal
-import subprocess
 import sys
-import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 from edgekit import artifact as artifacts
 from edgekit import result, together
 from edgekit.cli import main
+from edgekit.cli.terminal import Terminal
 from edgekit.device import BenchJob, Outcome, Progress
 from edgekit.errors import DeviceError, UsageError
 from edgekit.recipe import BenchSpec
@@ -26,7 +27,6 @@ from tests.test_ssh import board, home
 _ = home  # the fixture
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 SHORT = BenchSpec(samples=130, seconds=2.0, blocks=2, warmup=2, warmup_seconds=0.1)
-ROOT = Path(__file__).parent.parent
 
 
 def another(place: Path, home: Path) -> Server:
@@ -122,38 +122,34 @@ def test_one_that_fails_in_the_middle_does_not_end_the_others(
     assert [path.name for path in Path("out").rglob("*.json")] == ["a.json"]
 
 
-def test_ctrl_c_ends_all_and_keeps_what_was_measured(servers: list[Server], tmp_path: Path) -> None:
-    words = ["bench", "a.tflite", "--threads", "1", "--out", "out", "--debug"]
-    devices = [word for one in ("local", address(servers[0])) for word in ("--device", one)]
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "edgekit", *words, *devices],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)},
-    )
-    with process:
-        end = time.monotonic() + 60
-        events = servers[0].home.glob(".edgekit/visits/*/events")
-        while time.monotonic() < end and process.poll() is None:
-            events = servers[0].home.glob(".edgekit/visits/*/events")
-            if any('"samples"' in path.read_text() for path in events):
-                break
-            time.sleep(0.1)
-        time.sleep(2.5)  # the host hears of them
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "KeyboardInterrupt" in told
-    assert "bench: ends on local, ssh://" in told
-    assert agents_left(str(temporary)) == agents_left(str(servers[0].home)) == []
+def test_ctrl_c_ends_all_and_keeps_what_was_measured(
+    servers: list[Server], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks: Counter[str] = Counter()
+
+    @contextmanager
+    def bar(terminal: Terminal, stage: str) -> Iterator[Progress]:
+        def progress(text: str, share: float) -> None:
+            ticks[stage] += "block" in text
+            if len(ticks) == 2 and min(ticks.values()) == 5:  # seconds: samples have come from both
+                ticks[stage] += 1
+                os.kill(os.getpid(), signal.SIGINT)
+
+        yield progress
+
+    monkeypatch.setattr(Terminal, "bar", bar)
+    monkeypatch.setattr("edgekit.recipe.QUICK", replace(SHORT, seconds=300.0))
+    assert bench("--device", "local", "--device", address(servers[0])) == 130
+    told = capsys.readouterr().err
+    assert f"bench: ends on local, {address(servers[0])}" in told
+    assert "bench: what was measured stands in out" in told
+    assert told.endswith("edgekit: interrupted\n")
     partial = {path.parent.parent.name: result.read(path) for path in Path("out").glob("*/partial/a.json")}
     assert sorted(partial) == ["local", f"ssh-127.0.0.1-{servers[0].port}"]
     for one in partial.values():
         assert one.measurement.count > 0
         assert "cut off: interrupted" in one.validity.reasons
+    assert agents_left(str(servers[0].home)) == []
 
 
 def test_a_run_measures_on_several_at_once(tmp_path: Path) -> None:
