@@ -859,7 +859,9 @@ class Probe:
             text = read(path[: -len("type")] + "temp")
             if read(path) == "passive" and text.isdigit() and 40_000 < int(text) < 120_000:
                 passive.append(int(text) / 1000)
-        return max(passive) if passive else HOT_C["x86" if platform.machine() in ("x86_64", "i686") else "arm"]
+        if passive:
+            return max(passive)
+        return HOT_C["x86" if platform.machine() in ("x86_64", "i686") and self.first_flags is None else "arm"]
 
     def temperature(self) -> float | None:
         found = [int(text) / 1000 for zone in self.zones if (text := read(zone + "/temp")).lstrip("-").isdigit()]

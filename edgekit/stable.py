@@ -18,7 +18,7 @@ def until_stable(plan: Plan, folder: Path, progress: Progress, say: Say) -> tupl
     """
     files.remove(folder)
     before: dict[str, float] = {}
-    kept, kept_number, why = None, 0, ""
+    kept, kept_number = None, 0
     for number in range(1, TRIES + 1):
 
         def tell(text: str, share: float, number: int = number) -> None:
@@ -40,9 +40,8 @@ def until_stable(plan: Plan, folder: Path, progress: Progress, say: Say) -> tupl
             kept, kept_number = found, number
             if changes and not apart:
                 return found, ""
-        why = _why(doubts, apart)
         before = medians
-    text = f"not stable after {TRIES} tries: {why}"
+    text = f"not stable after {TRIES} tries: {_why(doubts, apart)}"
     if kept is None:
         return found, f"{text}; no try was valid, and the last one is kept"
     return kept, f"{text}; kept is try {kept_number}, the last valid one"
