@@ -17,7 +17,7 @@ import pytest
 
 from edgekit import files, inputs, result
 from edgekit.artifact import Artifact, TensorSpec
-from edgekit.bench import bench
+from edgekit.bench import bench, sweep
 from edgekit.device import BenchJob, Outcome, Progress, open_device
 from edgekit.errors import ArtifactError, DataError, DeviceError, EdgekitError, UsageError
 from edgekit.measure import Measurement
@@ -299,6 +299,38 @@ def test_doubts_of_the_device_make_a_result_invalid(tmp_path: Path) -> None:
     assert made_up.validity.reasons == ("fake device: made-up numbers",)
     assert made_up.predictions is not None
     assert made_up.predictions.k == 4
+
+
+def test_an_interrupted_bench_keeps_what_was_measured(tmp_path: Path) -> None:
+    artifacts = [tiny_models.tflite(tmp_path / "a.tflite"), tiny_models.tflite(tmp_path / "b.tflite", seed=1)]
+    out = tmp_path / "out"
+
+    def interrupt(text: str, share: float) -> None:
+        if text == "b: block 2 of 2":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench(artifacts, open_device("local"), SHORT, out, images=IMAGES, progress=interrupt)
+    assert sorted(path.relative_to(out).as_posix() for path in files.members(out)) == [
+        "partial/a.json",
+        "partial/b.json",
+    ]
+    found = [result.read(out / f"partial/{name}.json") for name in "ab"]
+    assert [set(one.measurement.blocks) for one in found] == [{0, 1}, {0}]
+    assert all("cut off: interrupted" in one.validity.reasons for one in found)
+
+
+def test_more_threads_than_cores_are_refused(tmp_path: Path) -> None:
+    device = Stub()
+    with pytest.raises(UsageError, match=r"8 threads: stub has 4 cores, .*: --threads 4 at most"):
+        run([described(tmp_path, "a")], device, tmp_path / "out", threads=(1, 8))
+    assert device.jobs == []
+
+
+def test_one_file_sweeps_as_far_as_there_are_cores(tmp_path: Path) -> None:
+    one, two = [described(tmp_path, "a")], [described(tmp_path, "a"), described(tmp_path, "b")]
+    assert [sweep(one, cores) for cores in (1, 2, 3, 4, 9)] == [(1,), (1, 2), (1, 2), (1, 2, 4), (1, 2, 4)]
+    assert sweep(two, 8) == (1,)
 
 
 SCRIPT = """

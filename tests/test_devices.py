@@ -15,7 +15,7 @@ import pytest
 
 from edgekit import plugins
 from edgekit.artifact import Artifact
-from edgekit.device import BenchJob, Device, Entry, Outcome, open_device
+from edgekit.device import BenchJob, Device, Entry, Interrupted, Outcome, open_device
 from edgekit.errors import DeviceError, UsageError
 from edgekit.measure import judge
 from tests import tiny_models
@@ -167,6 +167,23 @@ def test_an_interrupted_visit_takes_its_processes_along(
     assert len(seen) == 3  # the agent and two workers were there
     assert agents_left(str(own_tmp)) == []
     assert list(own_tmp.iterdir()) == []
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
+def test_what_was_measured_before_an_interrupt_is_kept(tmp_path: Path, stop: BaseException) -> None:
+    def interrupt(text: str, share: float) -> None:
+        if text == "a: block 2 of 2":
+            raise stop
+
+    artifacts = [tiny_models.tflite(tmp_path / "a.tflite"), tiny_models.tflite(tmp_path / "b.tflite", seed=1)]
+    with pytest.raises(Interrupted) as caught:
+        open_device("local").run(job_of(tmp_path, artifacts), interrupt)
+    assert caught.value.__cause__ is stop
+    for outcome in caught.value.outcomes:
+        assert outcome.error == "interrupted"
+        assert outcome.measurement is not None
+        assert set(outcome.measurement.blocks) == {0}
+        assert len(outcome.measurement.samples_ns) >= 10
 
 
 def fake_outcomes(folder: Path, address: str = "fake://pi5", threads: int = 1, precision: str = "fp32") -> Outcome:

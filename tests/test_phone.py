@@ -15,8 +15,8 @@ import pytest
 from edgekit import benchmark_model, inventory, phone, result
 from edgekit.benchmark_model import delegation, failure, parse_result, parse_text
 from edgekit.cli import main
-from edgekit.device import Device, Outcome, open_device
-from edgekit.errors import DeviceError, UsageError
+from edgekit.device import Device, Interrupted, Outcome, open_device
+from edgekit.errors import DeviceBusy, DeviceError, UsageError
 from edgekit.measure import judge, latency
 from edgekit.operators import Delegation
 from edgekit.phone_device import PhoneDevice
@@ -202,9 +202,13 @@ class TestOverAdb:
             if text == "a: block 2 of 2":
                 raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted) as caught:
             opened(board, tool).run(job_of(tmp_path, [tiny_models.tflite(tmp_path / "a.tflite")]), interrupt)
         assert gone("benchmark_model --graph")
+        (outcome,) = caught.value.outcomes
+        assert outcome.error == "interrupted"
+        assert outcome.measurement is not None
+        assert [one.block for one in outcome.measurement.summaries] == [0]
 
     def test_one_visit_at_a_time(self, board: Board, tool: Path, tmp_path: Path) -> None:
         device, told = opened(board, tool), list[str]()
@@ -215,10 +219,35 @@ class TestOverAdb:
                 with pytest.raises(DeviceError, match=r"in use by .* since .*; one visit at a time") as caught:
                     opened(board, tool).run(job, quiet)
                 told.append(str(caught.value))
+                waiting = list[str]()
+                with pytest.raises(DeviceBusy):
+                    opened(board, tool).wait(0.5, lambda text, share: waiting.append(text))
+                assert waiting[0].startswith("in use by ")
 
         (outcome,) = device.run(job, second)
         assert told
         assert outcome.error == ""
+        device.wait(0.0, quiet)
+
+    def test_a_phone_that_throttles_is_waited_for(
+        self, board: Board, tool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("edgekit.phone_shell.POLL_S", 0.2)
+        heat, told = tmp_path / "shims/thermalservice", list[str]()
+
+        def warm(text: str, share: float) -> None:
+            if text == "a: block 2 of 2":
+                told.append(text)
+                hot = len(told) == 1  # the second time it waits already
+                heat.write_text(THERMAL.replace("Status: 0", f"Status: {int(hot)}"))
+
+        job = job_of(tmp_path, [tiny_models.tflite(tmp_path / "a.tflite")], cool_down_seconds=20.0)
+        (outcome,) = opened(board, tool).run(job, warm)
+        assert outcome.error == ""
+        (pause,) = outcome.cooling
+        assert (pause.block, pause.from_c, pause.enough) == (1, 44.25, True)
+        with pytest.raises(UsageError, match=r"tells no single times, .*: --sustained needs the agent"):
+            opened(board, tool).run(replace(job, sustained=True), quiet)
 
     def test_too_many_images(
         self, board: Board, tool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

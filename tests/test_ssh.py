@@ -18,7 +18,7 @@ import asyncssh
 import pytest
 
 from edgekit.cli import main
-from edgekit.device import Device, Outcome, open_device
+from edgekit.device import Device, Interrupted, Outcome, open_device
 from edgekit.errors import DeviceError, UsageError
 from edgekit.remote import AgentDevice
 from edgekit.transport.ssh_connect import Target, parse
@@ -200,13 +200,17 @@ def test_an_agent_killed_there_leaves_what_it_measured(server: Server, tmp_path:
 @pytest.mark.parametrize("error", [KeyboardInterrupt, DeviceError])
 def test_an_interrupted_visit_ends_there_too(server: Server, tmp_path: Path, error: type[BaseException]) -> None:
     def interrupt(text: str, share: float) -> None:
-        if "block" in text:
+        if "block 2" in text:
             raise error
 
     device = opened(server)
-    with pytest.raises(error):
-        device.run(job_of(tmp_path, [tiny_models.tflite(tmp_path / "a.tflite")], seconds=60.0), interrupt)
+    with pytest.raises(error) as caught:
+        device.run(job_of(tmp_path, [tiny_models.tflite(tmp_path / "a.tflite")], seconds=6.0), interrupt)
     device.close()
+    if isinstance(caught.value, Interrupted):
+        (outcome,) = caught.value.outcomes
+        assert outcome.error == "interrupted"
+        assert count(outcome) >= 10
     assert agents_left(str(server.home)) == []
     assert list((server.home / ".edgekit/visits").iterdir()) == []
 
@@ -216,7 +220,7 @@ def test_one_visit_at_a_time_and_who_holds_it(server: Server, tmp_path: Path) ->
     heard: list[str] = []
 
     def intrude(text: str, share: float) -> None:
-        if text == "a: block 2 of 2" and not heard:
+        if text == "a: block 1 of 2" and not heard:
             second = opened(server)
             with pytest.raises(DeviceError, match=r"in use by .*@.* since .*; one visit at a time") as caught:
                 second.run(job_of(tmp_path, [artifact]), quiet)
@@ -224,7 +228,7 @@ def test_one_visit_at_a_time_and_who_holds_it(server: Server, tmp_path: Path) ->
             heard.append(str(caught.value))
 
     device = opened(server)
-    (outcome,) = device.run(job_of(tmp_path, [artifact], seconds=3.0), intrude)
+    (outcome,) = device.run(job_of(tmp_path, [artifact], seconds=8.0), intrude)
     device.close()
     assert heard
     assert outcome.error == ""
