@@ -31,7 +31,7 @@ def missing() -> str:
     if absent := [name for name in ("adb", "unshare", "nsenter", "setpriv") if not shutil.which(name)]:
         return f"no {absent[0]}: apt install adb util-linux"
     if not ADBD.is_file():
-        return f"no {ADBD}: `scripts/adbd` makes it"
+        return f"no {ADBD}: scripts/setup-emulated-devices makes it"
     words = ["unshare", "-Urmnpf", "--mount-proc", "true"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     return f"no namespaces for this user: {done.stderr.strip()}" if done.returncode else ""

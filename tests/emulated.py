@@ -1,4 +1,4 @@
-"""Devices without hardware that `scripts/arm64` makes: where they are, and how Python starts on them."""
+"""What `scripts/setup-emulated-devices` makes for arm64: where it is, and how Python starts on it."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ def _folder() -> Path:
 FOLDER = _folder()  # asked before a test moves the home folder
 PYTHON = FOLDER / "python3"
 needs_arm64 = pytest.mark.skipif(
-    not PYTHON.is_file(), reason=f"no arm64 root in {FOLDER}: `scripts/arm64` makes one"
+    not PYTHON.is_file(), reason=f"nothing in {FOLDER}: scripts/setup-emulated-devices makes it"
 )
 
 

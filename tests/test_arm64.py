@@ -1,6 +1,6 @@
 """Every family in every precision with LiteRT's arm64 build under QEMU: what XNNPACK takes, what it answers.
 
-Speed cannot be seen there. `scripts/arm64` makes what this needs; without it the tests are skipped.
+Speed cannot be seen there. `scripts/setup-emulated-devices` makes what this needs; else the tests are skipped.
 """
 
 import json

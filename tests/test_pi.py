@@ -32,7 +32,7 @@ def pi(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("EDGEKIT_DEVICES", str(home / "devices.toml"))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")  # the wheels that scripts/arm64 fetched
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # those that scripts/setup-emulated-devices fetched
     monkeypatch.setenv("PIP_FIND_LINKS", str(FOLDER / "wheels"))
     key = user(home)
     with serving(Server(place, pi_environment(place, request.param), key)) as server:

@@ -386,6 +386,7 @@ def test_through_a_jump_host(server: Server, home: Path, tmp_path: Path) -> None
             open_device("ssh://board")
 
 
+@pytest.mark.ssh
 @needs_sshd
 def test_openssh(tmp_path: Path, home: Path) -> None:
     user(home)
