@@ -12,7 +12,8 @@ executes anything that it was sent: a job is data.
 Over a link that may be lost the agent works apart from the host, in FOLDER, the job's own:
 
     python agent.py --detach FOLDER         starts on FOLDER/job.json and returns; events go to FOLDER/events
-    python agent.py --follow FOLDER OFFSET  passes the events from that byte on to stdout until the agent ends
+    python agent.py --follow FOLDER OFFSET  passes the events from that byte on to stdout until the agent ends;
+                                            the host writes a line break to its stdin every few seconds
     python agent.py --stop FOLDER           ends it, its workers with it
     python agent.py --wait LOCK SECONDS     waits until nobody holds that lock; status 3 when somebody still does
 
@@ -74,6 +75,7 @@ FLUSH_NS = 1_000_000_000  # samples go out once a second: seldom enough not to d
 # and handling millions would itself keep a core busy. The inferences between run all the same.
 SPACING_NS = 500_000
 FLUSH_ROWS = 1024
+FOLLOW_S = 30  # a follower whose host says nothing for so long ends: a dead link looks alive for a long time
 STALL_S = 600.0  # a child that works and says nothing for so long hangs
 # A child that slept finds cold caches and a lower clock. Caches need a few inferences, clock governors up to
 # some tenths of a second: a quarter of the first warm-up (0.5 s of 2 s) covers both.
@@ -963,7 +965,8 @@ class Child:
             hint = " (out of memory?)" if -status == signal.SIGKILL else ""
             text = f"the process was killed by {signal.Signals(-status).name}{hint}"
         self.stderr.seek(0)
-        words = self.stderr.read().decode(errors="replace").strip().splitlines()
+        said = self.stderr.read().decode(errors="replace").strip().splitlines()
+        words = [line for line in said if not line.startswith("INFO:")]  # LiteRT's, on every start
         return text + (f"; its last words: {words[-1][-300:]}" if words else "")
 
 
@@ -1239,20 +1242,24 @@ def living(folder: str) -> int:
 
 def follow(folder: str, offset: int) -> int:
     """Pass on the events from byte *offset* on, until the agent or the host ends."""
-    touched = 0
+
+    def host_is_there() -> None:
+        touch(os.path.join(folder, "seen"))
+        signal.alarm(FOLLOW_S)  # also in the middle of a write that a dead link blocks
+
+    host_is_there()
     with open(os.path.join(folder, "events"), "rb", buffering=0) as stream:
         stream.seek(offset)
         while True:
-            if clock() - touched > 1_000_000_000:
-                touch(os.path.join(folder, "seen"))
-                touched = clock()
             alive = living(folder)  # asked before, so that its last words are read
             while data := stream.read(1 << 16):
                 write_all(1, data)
             if not alive:
                 return 0
-            if select.select([0], [], [], 0.25)[0] and not os.read(0, 4096):
-                return 0
+            if select.select([0], [], [], 0.25)[0]:
+                if not os.read(0, 4096):
+                    return 0
+                host_is_there()
 
 
 def end_detached(folder: str) -> int:

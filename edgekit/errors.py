@@ -60,9 +60,12 @@ class DeviceError(EdgekitError): ...
 
 
 class DeviceBusy(DeviceError):
-    def __init__(self, address: str, holder: str) -> None:
+    """*lost*: after how long the visit of a host that is gone ends by itself."""
+
+    def __init__(self, address: str, holder: str, *, lost: str = "") -> None:
         self.address, self.holder = address, holder
-        super().__init__(f"{address}: {self.words(holder)}; one visit at a time: --wait waits its turn")
+        ends = f" (one that lost its link ends by itself within {lost})" if lost else ""
+        super().__init__(f"{address}: {self.words(holder)}; one visit at a time{ends}: --wait waits its turn")
 
     @staticmethod
     def words(holder: str) -> str:

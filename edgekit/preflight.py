@@ -52,6 +52,7 @@ near=$folder
 while [ ! -e "$near" ]; do near=$(dirname "$near"); done
 echo "free $(df -Pk "$near" 2>/dev/null | awk 'NR == 2 { print $4 }')"
 [ ! -f "$folder/RUNTIME" ] || echo "runtime $(tr -d '\\n' < "$folder/RUNTIME")"
+echo "sites $(ls "$folder/site" 2>/dev/null | tr '\\n' ' ')"
 for name in NAMES; do
     path=$(command -v "$name") && "$path" -c PYTHON "$path" 2>/dev/null
 done
@@ -135,21 +136,21 @@ def read(transport: Transport, folder: str = FOLDER, python: str = "") -> Facts:
         writable="writable" in found,
         executable="executable" in found,
         pythons=tuple(pythons.values()),
-        runtime=_runtime(transport, found.get("runtime", "")),
+        runtime=_runtime(found.get("runtime", ""), found.get("sites", "").split(), tuple(pythons.values())),
         boot=found.get("boot", ""),
     )
 
 
-def _runtime(transport: Transport, text: str) -> dict[str, Any]:
-    if not text:
-        return {}
+def _runtime(text: str, sites: list[str], pythons: tuple[Python, ...]) -> dict[str, Any]:
+    """What `setup` left, where it still stands: nothing when the note, the folder or the Python is gone."""
     try:
-        value: dict[str, Any] = json.loads(text)
-        return {key: value[key] for key in ("python", "site", "packages")}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DeviceError(
-            f"{transport.address}: {RUNTIME} there is damaged: edgekit device setup {transport.address}"
-        ) from error
+        value: dict[str, Any] = {key: json.loads(text)[key] for key in ("python", "version", "site", "packages")}
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return {}
+    # A new Python, as after an upgrade of the system, does not take the packages of the old one.
+    then = tuple(str(value["version"]).split(".")[:2])
+    fits = any(one.path == value["python"] and tuple(map(str, one.minor)) == then for one in pythons)
+    return value if fits and str(value["site"]).rpartition("/")[2] in sites else {}
 
 
 def faults(facts: Facts) -> list[str]:

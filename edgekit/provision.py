@@ -102,7 +102,8 @@ def install(transport: Transport, facts: Facts, plan: Plan, progress: Progress) 
     check(transport, "unpacking", ended)
     progress("trying it", 1.0)
     _try(transport, plan, site)
-    content = json.dumps({"format": 1, "python": python, "site": site, "packages": plan.packages})
+    note = {"python": python, "version": plan.runtime.python.version, "site": site, "packages": plan.packages}
+    content = json.dumps({"format": 1, **note})
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         file = Path(folder, RUNTIME)
         file.write_text(content, encoding="utf-8")

@@ -5,6 +5,7 @@ from where we were. It ends by itself when nobody has followed for a while, or w
 """
 
 import json
+import math
 import shlex
 import tempfile
 import time
@@ -25,6 +26,7 @@ from edgekit.transport.push import parcel, push
 
 PATIENCE_S = 60.0  # for a link to come back
 LONELY_S = 120.0  # that the agent goes on without us
+BEAT_S = 5.0  # how often who follows there is told that we hear him
 STOP_S = 30.0
 OLD_DAYS = 7  # what a visit that nobody came back for has left goes then
 FULL_BYTES = 1_000_000
@@ -66,7 +68,7 @@ class AgentDevice:
                 continue
             if ended.status == 3:
                 if time.monotonic() + 1.0 > end:
-                    raise DeviceBusy(self.info.address, holder)
+                    raise DeviceBusy(self.info.address, holder, lost=f"{LONELY_S / 60:.0f} minutes")
                 continue
             return check(self.transport, "agent.py --wait", ended)
 
@@ -119,16 +121,19 @@ class AgentDevice:
             "lock": self._lock,
             "holder": lock.me(),
         }
-        old = f"find {shlex.quote(self.facts.folder)}/visits -mindepth 1 -maxdepth 1 -mtime +{OLD_DAYS}"
-        output(self.transport, f"mkdir -p {shlex.quote(folder)} && {old} -exec rm -rf {{}} +")
+        output(self.transport, f"mkdir -p {shlex.quote(folder)}")
         with tempfile.TemporaryDirectory(prefix="edgekit-") as temporary:
             file = Path(temporary, "job.json")
             file.write_text(json.dumps({**agent.job_json(job, paths), **extra}), encoding="utf-8")
             self.transport.send(file, f"{folder}/job.json", offset=0, sent=lambda count: None)
         said: list[bytes] = []
-        ended = self._agent(f"--detach {shlex.quote(folder)}", 60.0, said.append)
+        # Once the lock is ours: when the clock was set forward a living visit's files are old, too.
+        old = f"find {shlex.quote(self.facts.folder)}/visits -mindepth 1 -maxdepth 1 -mtime +{OLD_DAYS}"
+        start = f"{self.program} --detach {shlex.quote(folder)} || exit $?; {old} -exec rm -rf {{}} +; true"
+        ended = self.transport.run(start, limit_s=60.0, feed=said.append)
         if ended.status == 3:
-            raise DeviceBusy(self.info.address, agent.busy(said[-1] if said else b"", self.info.address))
+            holder = agent.busy(said[-1] if said else b"", self.info.address)
+            raise DeviceBusy(self.info.address, holder, lost=f"{LONELY_S / 60:.0f} minutes")
         if ended.status:
             raise DeviceError(f"{self.info.address}: the agent did not start{self._last_words(folder)}")
 
@@ -147,7 +152,7 @@ class AgentDevice:
         while True:
             before = heard
             try:
-                ended = self._agent(f"--follow {shlex.quote(folder)} {heard}", limit_s + 60.0, take)
+                ended = self._agent(f"--follow {shlex.quote(folder)} {heard}", limit_s + 60.0, take, beat_s=BEAT_S)
                 if not ended.status:
                     return ""
                 cause = (ended.stderr.strip().splitlines() or [f"status {ended.status}"])[-1]
@@ -186,8 +191,9 @@ class AgentDevice:
         )
         check(self.transport, "--stop", ended)
 
-    def _agent(self, arguments: str, limit_s: float, feed: Feed) -> Ended:
-        return self.transport.run(f"exec {self.program} {arguments}", limit_s=limit_s, feed=feed)
+    def _agent(self, arguments: str, limit_s: float, feed: Feed, beat_s: float = math.inf) -> Ended:
+        command = f"exec {self.program} {arguments}"
+        return self.transport.run(command, limit_s=limit_s, feed=feed, beat_s=beat_s)
 
 
 def open_agent(transport: Transport, options: Options, facts: Facts | None = None) -> AgentDevice:

@@ -1,26 +1,17 @@
-"""SSH servers for tests: one in this process, whose machine may be a stand-in, and OpenSSH's own."""
+"""An SSH server for tests, in this process; its machine may be a stand-in."""
 
 import asyncio
-import os
 import shutil
-import subprocess
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import asyncssh
-import pytest
 
 from tests.emulated import FOLDER
 
-SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
-needs_sshd = pytest.mark.skipif(
-    not Path(SSHD).is_file() or not shutil.which("ssh-keygen"),
-    reason="no OpenSSH server: apt install openssh-server",
-)
 LIMIT_S = 30.0
 PI2 = "cortex-a7"  # 32 bits
 # What a board has; no Python but the one that it is given.
@@ -110,6 +101,9 @@ class Server:
         )
 
     async def _serve(self, process: Any) -> None:
+        if process.subsystem:  # no SFTP here; OpenSSH has it
+            process.exit(1)
+            return
         self.commands.append(process.command)
         child = await asyncio.create_subprocess_exec(
             *("/bin/sh", "-c", self.greeting + process.command),
@@ -206,41 +200,3 @@ def pi_environment(place: Path, cpu: str) -> dict[str, str]:
         vcgencmd="echo throttled=0x50000",
     )
     return {"PATH": path, "HOME": str(place), "CPU": cpu}
-
-
-@contextmanager
-def openssh(place: Path, home: Path) -> Iterator[int]:
-    """The port of a real OpenSSH server with the user's key, as the user that runs the tests."""
-    place.mkdir()
-    for command in (["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(place / "host_key")],):
-        subprocess.run(command, check=True, timeout=LIMIT_S)
-    port = _free_port()
-    (place / "config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {place}/host_key\nPidFile {place}/pid\nUsePAM no\n"
-        f"StrictModes no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n"
-        f"AuthorizedKeysFile {home}/.ssh/id_ed25519.pub\nSubsystem sftp internal-sftp\n"
-    )
-    start = f"exec {SSHD} -D -e -f {place}/config"
-    command = ["sh", "-c", start]
-    if os.geteuid() == 0:  # it wants /run/sshd of its own
-        private = f"mkdir -p /run/sshd && mount -t tmpfs -o mode=755 tmpfs /run/sshd && {start}"
-        command = ["unshare", "-m", "sh", "-c", private]
-    with (place / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-        try:
-            end = time.monotonic() + LIMIT_S
-            while "Server listening" not in (place / "log").read_text() and time.monotonic() < end:
-                if process.poll() is not None:
-                    pytest.skip(f"sshd does not start here: {(place / 'log').read_text().strip()}")
-                time.sleep(0.02)
-            yield port
-        finally:
-            process.terminate()
-            process.wait(LIMIT_S)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])

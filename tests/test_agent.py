@@ -502,6 +502,35 @@ def test_who_follows_from_a_byte_on_misses_nothing(tmp_path: Path) -> None:
 
 
 @on_linux
+def test_a_follower_whose_host_is_silent_does_not_count(tmp_path: Path) -> None:
+    """As over a link that died and that the device takes for alive."""
+    pid = detached(tmp_path, patience_s=3)
+    command = [sys.executable, str(agent.source()), "--follow", str(tmp_path), "0"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as follower:
+        assert follower.stdin is not None
+        for _ in range(6):
+            follower.stdin.write(b"\n")
+            follower.stdin.flush()
+            time.sleep(1.0)
+        assert alive(pid)  # longer than its patience: the host was heard
+        assert wait_until_gone([pid]) == []
+        assert follower.wait(timeout=10) == 0
+    assert (tmp_path / "stderr").read_text().strip() == "nobody has followed for 3 s"
+
+
+@on_linux
+def test_a_silent_host_ends_the_follower_too(tmp_path: Path, program: ModuleType) -> None:
+    short = agent.source().read_text().replace(f"FOLLOW_S = {program.FOLLOW_S}", "FOLLOW_S = 1")
+    (tmp_path / "agent.py").write_text(short)
+    (tmp_path / "events").write_text("")
+    start = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    (tmp_path / "pid").write_text(f"{os.getpid()} {start}")  # a living agent
+    command = [sys.executable, str(tmp_path / "agent.py"), "--follow", str(tmp_path), "0"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as follower:
+        assert follower.wait(timeout=10) == -signal.SIGALRM
+
+
+@on_linux
 def test_a_follower_of_nobody_ends(tmp_path: Path) -> None:
     (tmp_path / "events").write_text("")
     (tmp_path / "pid").write_text(f"{os.getpid()} 1")  # another process has got the number

@@ -141,7 +141,7 @@ class TestOverSsh:
         assert began.wait(30)
         second = opened(server)
         with pytest.raises(
-            DeviceBusy, match=r"in use by .*@.* since .*; one visit at a time: --wait waits its turn"
+            DeviceBusy, match=r"in use by .*@.* since .*; one visit at a time.*: --wait waits its turn"
         ):
             second.wait(0.0, quiet)
         received = server.received

@@ -1,9 +1,11 @@
-"""A "Raspberry Pi" over SSH, arm64 Python under QEMU behind a server in this process: set up, checked, used."""
+"""A "Raspberry Pi" over SSH and over adb, ARM Python under QEMU behind a server: set up, used, cleared."""
 
 import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from edgekit.bench import bench
 from edgekit.cli import main
 from edgekit.device import open_device
 from edgekit.recipe import BenchSpec
-from tests import tiny_models
+from tests import adb_devices, tiny_models
 from tests.emulated import CPUS, FOLDER, needs_arm64
 from tests.ssh_servers import PI2, Server, know, pi_environment, serving, user
 from tests.test_devices import agents_left, quiet
@@ -24,51 +26,70 @@ pytestmark = [
     needs_arm64,
     pytest.mark.skipif(sys.platform != "linux", reason="QEMU's user mode is Linux's"),
 ]
+A72, A76 = CPUS
 
 
-@pytest.fixture(params=[*CPUS, PI2])
-def pi(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+@dataclass(frozen=True, kw_only=True)
+class Pi:
+    """*folder*: edgekit's there."""
+
+    scheme: str
+    folder: Path
+    small: bool
+
+
+@pytest.fixture(params=[("ssh", A72), ("adb", A76), ("ssh", PI2)], ids=" ".join)
+def pi(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pi]:
+    scheme, cpu = request.param
     home, place = tmp_path / "home", tmp_path / "pi"
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("EDGEKIT_DEVICES", str(home / "devices.toml"))
+    monkeypatch.setenv("EDGEKIT_DEVICES", str(tmp_path / "devices.toml"))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("PIP_NO_INDEX", "1")  # those that scripts/setup-emulated-devices fetched
     monkeypatch.setenv("PIP_FIND_LINKS", str(FOLDER / "wheels"))
-    key = user(home)
-    with serving(Server(place, pi_environment(place, request.param), key)) as server:
-        know(home, server.port, server.host_key.export_public_key().decode().strip())
-        (home / "devices.toml").write_text(f'[pi]\naddress = "ssh://pi@127.0.0.1:{server.port}"\n')
-        yield server
-    assert agents_left(str(place)) == []
+    environment = pi_environment(place, cpu)
+    with ExitStack() as stack:
+        if scheme == "ssh":
+            key = user(home)
+            server = stack.enter_context(serving(Server(place, environment, key)))
+            know(home, server.port, server.host_key.export_public_key().decode().strip())
+            address, folder = f"ssh://pi@127.0.0.1:{server.port}", place / ".edgekit"
+        elif why := adb_devices.missing():
+            pytest.skip(why)
+        else:
+            found = adb_devices.running(tmp_path / "adb", monkeypatch, path=environment["PATH"])
+            board = stack.enter_context(found)
+            address, folder = board.full, board.folder
+        (tmp_path / "devices.toml").write_text(f'[pi]\naddress = "{address}"\n')
+        yield Pi(scheme=scheme, folder=folder, small=cpu == PI2)
+    assert agents_left(str(folder)) == []
 
 
 def test_from_a_bare_board_to_a_result_and_back(
-    pi: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pi: Pi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def said(*words: str, status: int = 0) -> str:
         assert main(["device", *words]) == status
         got = capsys.readouterr()
         return got.out + got.err
 
-    assert "nothing there runs tflite files: edgekit device setup ssh://pi@127.0.0.1" in said(
-        "check", "pi", status=1
-    )
+    assert f"nothing there runs tflite files: edgekit device setup {pi.scheme}://" in said("check", "pi", status=1)
     assert "nothing was changed" in said("setup", "pi", status=2)  # nobody can be asked
-    assert not (pi.home / ".edgekit/site").exists()
+    assert not (pi.folder / "site").exists()
     installed = said("setup", "pi", "--yes")
-    small = pi.environment["CPU"] == PI2
-    assert ("installed tflite-runtime 2.14.0" if small else "installed ai-edge-litert 2.") in installed
+    assert ("installed tflite-runtime 2.14.0" if pi.small else "installed ai-edge-litert 2.") in installed
     assert "is set up already" in said("setup", "pi")
     found = said("check", "pi")
-    assert f"Linux {'armv7l, 32' if small else 'aarch64, 64'} bits, glibc 2." in found
+    assert f"Linux {'armv7l, 32' if pi.small else 'aarch64, 64'} bits, glibc 2." in found
     assert "(emulated: its latency is never ranked)" in found
     assert re.search(r"cpu +Cortex-A7", found), found
-    assert small or "xnnpack" in found
-    measured(tmp_path, "armv7l" if small else "aarch64")
-    pushed = [path.name for path in (pi.home / ".edgekit").iterdir()]
+    assert pi.small or "xnnpack" in found
+    measured(tmp_path, "armv7l" if pi.small else "aarch64")
+    pushed = [path.name for path in pi.folder.iterdir()]
     assert {"runtime.json", "site", "agent", "cache"} <= set(pushed)
+    assert list(tmp_path.glob("home/.edgekit")) == []  # here nothing
     assert "is gone" in said("setup", "pi", "--remove", "--yes")
-    assert not (pi.home / ".edgekit").exists()
+    assert not pi.folder.exists()
 
 
 def measured(folder: Path, architecture: str) -> None:

@@ -1,5 +1,6 @@
 """What a board brings, what of LiteRT runs there, and what is said where nothing does."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -103,3 +104,35 @@ def test_this_machine_is_looked_at(tmp_path: Path) -> None:
     assert facts.free_bytes
     assert facts.pythons
     assert preflight.faults(facts) == []
+
+
+NOTE = {
+    "python": "/usr/bin/python3",
+    "version": "3.11.2",
+    "site": "/home/pi/.edgekit/site/0123",
+    "packages": ["x-1"],
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "pythons", "sites", "stands"),
+    [
+        ({}, {"3.11.2": "/usr/bin/python3"}, ["0123"], True),
+        ({}, {"3.11.9": "/usr/bin/python3"}, ["0123"], True),
+        ({}, {"3.13.1": "/usr/bin/python3"}, ["0123"], False),  # the system was upgraded
+        ({}, {"3.11.2": "/opt/python3"}, ["0123"], False),
+        ({}, {"3.11.2": "/usr/bin/python3"}, [], False),  # somebody removed it
+        ({"site": None}, {"3.11.2": "/usr/bin/python3"}, ["0123"], False),
+    ],
+)
+def test_what_setup_left_stands_or_is_set_up_anew(
+    changes: dict[str, str], pythons: dict[str, str], sites: list[str], stands: bool
+) -> None:
+    note = {**NOTE, **changes}
+    found = tuple(Python(path=path, version=version, bits=64) for version, path in pythons.items())
+    assert preflight._runtime(json.dumps(note), sites, found) == (note if stands else {})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"python": "/usr/bin/python3"}'])
+def test_a_damaged_note_of_setup_is_none(text: str) -> None:
+    assert preflight._runtime(text, ["0123"], ()) == {}

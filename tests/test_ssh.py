@@ -23,7 +23,7 @@ from edgekit.errors import DeviceError, UsageError
 from edgekit.remote import AgentDevice
 from edgekit.transport.ssh_connect import Target, parse
 from tests import tiny_models
-from tests.ssh_servers import Server, know, needs_sshd, openssh, serving, tools, user
+from tests.ssh_servers import Server, know, serving, tools, user
 from tests.test_devices import agents_left, job_of, quiet
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -94,6 +94,15 @@ def test_what_is_there_is_not_sent_again(server: Server, tmp_path: Path) -> None
     (outcome,) = device.run(job_of(tmp_path, [artifact]), quiet)
     device.close()
     assert outcome.error == ""
+
+
+def test_a_check_asks_little(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each question is a wait for the network. A file that is not there yet takes two more."""
+    for most in (16, 10):
+        before = len(server.commands)
+        assert main(["device", "check", f"ssh://127.0.0.1:{server.port}"]) == 0
+        assert "a tiny model, 1 thread" in capsys.readouterr().out
+        assert len(server.commands) - before <= most
 
 
 def count(outcome: Outcome) -> int:
@@ -272,12 +281,16 @@ def test_a_disk_that_is_full_there(server: Server, tmp_path: Path, monkeypatch: 
 
     try:
         device = open_device(f"ssh://127.0.0.1:{server.port}?folder={small}/edgekit")
-        (outcome,) = device.run(job_of(tmp_path, [tiny_models.tflite(tmp_path / "a.tflite")], seconds=6.0), fill)
+        artifacts = [tiny_models.tflite(tmp_path / "a.tflite")]
+        (outcome,) = device.run(job_of(tmp_path, artifacts, seconds=6.0), fill)
+        (small / "full").unlink()
+        (again,) = device.run(job_of(tmp_path, artifacts), quiet)
         device.close()
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
     assert outcome.error == "the agent was cut off: its disk is full"
     assert count(outcome) >= 10
+    assert again.error == ""
 
 
 # --- what a user sees when it fails ----------------------------------------------------------------
@@ -384,46 +397,3 @@ def test_through_a_jump_host(server: Server, home: Path, tmp_path: Path) -> None
         know(home, server.port, server.host_key.export_public_key().decode().strip())
         with pytest.raises(DeviceError, match=rf"ssh://127.0.0.1:{jump.port}: its host key is not known"):
             open_device("ssh://board")
-
-
-@pytest.mark.ssh
-@needs_sshd
-def test_openssh(tmp_path: Path, home: Path) -> None:
-    user(home)
-    with openssh(tmp_path / "sshd", home) as port:
-        know(home, port, (tmp_path / "sshd/host_key.pub").read_text().strip())
-        address = f"ssh://127.0.0.1:{port}?folder={tmp_path}/there&python={sys.executable}"
-        device = open_device(address)
-        artifact = tiny_models.tflite(tmp_path / "a.tflite")
-        (outcome,) = device.run(job_of(tmp_path, [artifact]), quiet)
-        assert outcome.error == ""
-        assert count(outcome) >= 20
-        with pytest.raises(KeyboardInterrupt):
-            device.run(job_of(tmp_path, [artifact], seconds=60.0), _interrupt)
-
-        def kill_sessions(text: str, share: float) -> None:
-            if text == "a: block 2 of 2":
-                for session in of_parent(int((tmp_path / "sshd/pid").read_text())):
-                    os.kill(session, signal.SIGKILL)
-
-        (outcome,) = device.run(job_of(tmp_path, [artifact], seconds=4.0), kill_sessions)
-        assert outcome.error == ""
-        assert outcome.measurement is not None
-        assert set(outcome.measurement.blocks) == {0, 1}
-        device.close()
-    assert agents_left(str(tmp_path / "there")) == []
-
-
-def of_parent(parent: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            if int(path.read_text().rpartition(")")[2].split()[1]) == parent:
-                found.append(int(path.parent.name))
-    assert found
-    return found
-
-
-def _interrupt(text: str, share: float) -> None:
-    if "block" in text:
-        raise KeyboardInterrupt

@@ -99,6 +99,15 @@ def test_macos_has_perl_instead_of_timeout(tmp_path: Path) -> None:
     assert time.monotonic() - began < 8
 
 
+def test_what_runs_there_hears_that_we_listen(transport: Transport) -> None:
+    lines: list[bytes] = []
+    command = "for n in 1 2; do read -r line && echo beat $n; done"
+    began = time.monotonic()
+    assert transport.run(command, limit_s=20, feed=lines.append, beat_s=0.3) == Ended(status=0)
+    assert lines == [b"beat 1\n", b"beat 2\n"]
+    assert time.monotonic() - began >= 0.6
+
+
 def test_an_interrupted_command_ends_there(transport: Transport, tmp_path: Path) -> None:
     def interrupt(line: bytes) -> None:
         raise KeyboardInterrupt

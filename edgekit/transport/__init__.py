@@ -43,11 +43,20 @@ class Transport(Protocol):
     def connect(self) -> None:
         """Reach the machine, also anew after the link was lost. Raises DeviceError, LinkLost where it may pass."""
 
-    def run(self, command: str, *, limit_s: float, feed: Feed = ignore, pid_file: str = "") -> Ended:
+    def run(
+        self,
+        command: str,
+        *,
+        limit_s: float,
+        feed: Feed = ignore,
+        pid_file: str = "",
+        beat_s: float = math.inf,
+    ) -> Ended:
         """How the shell command ended. Raises LinkLost, or DeviceError past its time limit.
 
         The limit holds on the device, whatever becomes of the link. *pid_file* is written there; when *feed*
-        raises or this side is interrupted, the process in it is ended, its children with it.
+        raises or this side is interrupted, the process in it is ended, its children with it. So often as *beat_s*
+        a line break goes to its stdin: a link that died silently looks alive from there for a quarter of an hour.
         """
         ...
 

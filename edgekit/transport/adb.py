@@ -4,6 +4,7 @@ Each command is a client process of its own. A lost link shows in that the line 
 does not come: the client's own exit status cannot be told from the command's.
 """
 
+import math
 import os
 import selectors
 import shlex
@@ -68,7 +69,15 @@ class AdbTransport:
     def connect(self) -> None:
         self.target = reach(self.target)
 
-    def run(self, command: str, *, limit_s: float, feed: Feed = ignore, pid_file: str = "") -> Ended:
+    def run(
+        self,
+        command: str,
+        *,
+        limit_s: float,
+        feed: Feed = ignore,
+        pid_file: str = "",
+        beat_s: float = math.inf,
+    ) -> Ended:
         rest = b""
 
         def take(data: bytes) -> None:
@@ -79,7 +88,7 @@ class AdbTransport:
 
         try:
             with self._client(limited(command, limit_s, pid_file)) as client:
-                self._read(client, take, limit_s=limit_s + GRACE_S)
+                self._read(client, take, limit_s=limit_s + GRACE_S, beat_s=beat_s)
                 ended = client.ended()
             if rest:
                 feed(rest)
@@ -136,21 +145,31 @@ class AdbTransport:
             finally:
                 _end(process)
 
-    def _read(self, client: _Client, take: Callable[[bytes], object], *, limit_s: float) -> None:
+    def _read(
+        self, client: _Client, take: Callable[[bytes], object], *, limit_s: float, beat_s: float = math.inf
+    ) -> None:
         """Give all of its stdout to *take*. Raises LinkLost past the limit, and when the device is gone."""
-        end = time.monotonic() + limit_s
+        heard = beaten = time.monotonic()
+        end = heard + limit_s
         with selectors.DefaultSelector() as selector:
             selector.register(client.stdout, selectors.EVENT_READ)
             while True:
-                left_s = end - time.monotonic()
-                if selector.select(max(0.0, min(SILENT_S, left_s))):
+                until = min(end, heard + SILENT_S, beaten + beat_s)
+                if selector.select(max(0.0, until - time.monotonic())):
                     if not (data := os.read(client.stdout.fileno(), CHUNK)):
                         return
                     take(data)
-                elif left_s <= SILENT_S:
+                    heard = time.monotonic()
+                if (now := time.monotonic()) >= beaten + beat_s:
+                    beaten = now
+                    with suppress(BrokenPipeError):  # its stdout tells
+                        os.write(client.stdin.fileno(), b"\n")
+                if now >= end:
                     raise LinkLost(f"{self.address}: what ran there did not end within {limit_s:.0f} s")
-                elif not answers(self.target):
-                    raise LinkLost(f"{self.address}: the link was lost: it answers no more")
+                if now >= heard + SILENT_S:
+                    if not answers(self.target):
+                        raise LinkLost(f"{self.address}: the link was lost: it answers no more")
+                    heard = time.monotonic()
 
     def _write(self, client: _Client, stream: BinaryIO, sent: Sent) -> None:
         """Feed it the rest of the stream. Raises LinkLost when nothing moves for STALL_S."""

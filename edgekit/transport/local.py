@@ -1,5 +1,6 @@
 """This machine, reached as another one would be: for trying out, and for what is mounted or emulated here."""
 
+import math
 import os
 import selectors
 import signal
@@ -32,11 +33,19 @@ class LocalTransport:
     def connect(self) -> None:
         """Nothing can be lost."""
 
-    def run(self, command: str, *, limit_s: float, feed: Feed = ignore, pid_file: str = "") -> Ended:
+    def run(
+        self,
+        command: str,
+        *,
+        limit_s: float,
+        feed: Feed = ignore,
+        pid_file: str = "",
+        beat_s: float = math.inf,
+    ) -> Ended:
         with tempfile.TemporaryFile() as stderr:
             process = self._start(limited(command, limit_s, pid_file), stderr)
             try:
-                _read_lines(process, feed, limit_s + GRACE_S, f"{self.address}: `{command[:60]}`")
+                _read_lines(process, feed, limit_s + GRACE_S, beat_s, f"{self.address}: `{command[:60]}`")
                 status = process.wait(timeout=GRACE_S)
             finally:
                 _end(process)
@@ -72,14 +81,23 @@ class LocalTransport:
         )
 
 
-def _read_lines(process: "subprocess.Popen[bytes]", feed: Feed, limit_s: float, what: str) -> None:
+def _read_lines(process: "subprocess.Popen[bytes]", feed: Feed, limit_s: float, beat_s: float, what: str) -> None:
+    assert process.stdin is not None
     assert process.stdout is not None
-    descriptor, rest, end = process.stdout.fileno(), b"", time.monotonic() + limit_s
+    descriptor, rest, beaten = process.stdout.fileno(), b"", time.monotonic()
+    end = beaten + limit_s
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
         while True:
-            if not selector.select(max(0.0, end - time.monotonic())):
+            ready = selector.select(max(0.0, min(end, beaten + beat_s) - time.monotonic()))
+            if (now := time.monotonic()) >= beaten + beat_s:
+                beaten = now
+                with suppress(BrokenPipeError):  # its stdout tells
+                    os.write(process.stdin.fileno(), b"\n")
+            if not ready and now >= end:
                 raise DeviceError(f"{what} did not end within {limit_s:.0f} s")
+            if not ready:
+                continue
             data = os.read(descriptor, 1 << 16)
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:

@@ -4,19 +4,20 @@ It works in a thread of the transport's own, so that callers wait in plain code 
 """
 
 import asyncio
+import math
 import queue
 import shlex
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from edgekit import files
 from edgekit.errors import DeviceError
 from edgekit.requires import require
-from edgekit.transport import GRACE_S, Ended, Feed, LinkLost, Sent, check, ignore, limited
+from edgekit.transport import GRACE_S, Ended, Feed, LinkLost, Sent, check, ignore, limited, sftp
 from edgekit.transport.ssh_connect import CONNECT_S, Target, open_connections
 
 T = TypeVar("T")
@@ -44,10 +45,18 @@ class SshTransport:
         self._call(self._disconnect(), GRACE_S)
         self._connections = self._call(open_connections(self.target), 4 * CONNECT_S)
 
-    def run(self, command: str, *, limit_s: float, feed: Feed = ignore, pid_file: str = "") -> Ended:
+    def run(
+        self,
+        command: str,
+        *,
+        limit_s: float,
+        feed: Feed = ignore,
+        pid_file: str = "",
+        beat_s: float = math.inf,
+    ) -> Ended:
         line = limited(command, limit_s, pid_file)
         try:
-            return self._drive(lambda tell: self._run(line, tell), feed, limit_s=limit_s + GRACE_S)
+            return self._drive(lambda tell: self._run(line, tell, beat_s), feed, limit_s=limit_s + GRACE_S)
         except LinkLost:
             raise
         except BaseException:
@@ -56,7 +65,13 @@ class SshTransport:
             raise
 
     def send(self, source: Path, target: str, *, offset: int, sent: Sent) -> None:
-        # Not SFTP: some boards lack it, and a plain stream appends, is as fast and tells of a full disk in words.
+        if source.stat().st_size - offset >= sftp.WORTH_BYTES:
+            begin = offset
+            ended = self._drive(lambda tell: self._write(source, target, begin, tell), sent, stall_s=STALL_S)
+            if ended.status == 0:
+                return
+            offset = 0  # how much is there now is not known
+        # Every board has it, and it tells of a full disk in words.
         command = f"cat {'>>' if offset else '>'} {shlex.quote(target)}"
         line = limited(command, 3600 + source.stat().st_size / 1e5)
         ended = self._drive(lambda tell: self._feed(line, source, offset, tell), sent, stall_s=STALL_S)
@@ -66,7 +81,9 @@ class SshTransport:
         command = f"cat {shlex.quote(source)}"
         with files.replacing(target) as part, part.open("wb") as stream:
             ended = self._drive(
-                lambda tell: self._run(limited(command, 3600), tell, whole=True), stream.write, stall_s=STALL_S
+                lambda tell: self._run(limited(command, 3600), tell, math.inf, whole=True),
+                stream.write,
+                stall_s=STALL_S,
             )
             check(self, command, ended)
 
@@ -131,10 +148,10 @@ class SshTransport:
             raise LinkLost(f"{self.address}: not connected")
         return await self._connections[-1].create_process(line, encoding=None)
 
-    async def _run(self, line: str, tell: Callable[[bytes], None], *, whole: bool = False) -> Ended:
+    async def _run(self, line: str, tell: Callable[[bytes], None], beat_s: float, *, whole: bool = False) -> Ended:
         """Run it; tell each line of its stdout, or with *whole* each piece as it comes."""
         with _link(self.address):
-            async with await self._process(line) as process:
+            async with await self._process(line) as process, _beating(process.stdin, beat_s):
                 words = asyncio.create_task(_last_of(process.stderr))
                 rest = b""
                 while data := await process.stdout.read(CHUNK):
@@ -163,6 +180,17 @@ class SshTransport:
                     pass  # it ended early: its last words tell why
                 return await self._ended(process, await words)
 
+    async def _write(self, source: Path, target: str, offset: int, tell: Callable[[int], None]) -> Ended:
+        """Status 1 where it cannot be done over SFTP."""
+        if not self._connections:
+            raise LinkLost(f"{self.address}: not connected")
+        with _link(self.address):
+            if (client := await sftp.client_of(self._connections[-1])) is None:
+                return Ended(status=1)
+            async with client:
+                failed = await sftp.write(client, source, target, offset, tell)
+                return Ended(status=1 if failed else 0, stderr=failed)
+
     async def _ended(self, process: Any, words: bytes) -> Ended:
         await process.wait_closed()
         if process.exit_status is None and process.exit_signal is None:
@@ -178,7 +206,27 @@ class SshTransport:
     def _end(self, pid_file: str) -> None:
         """End the process whose id stands in the file; `timeout` passes the signal on to its group."""
         with suppress(DeviceError):  # where the link is gone its own time limit ends it
-            self._call(self._run(limited(f"kill $(cat {shlex.quote(pid_file)})", GRACE_S), ignore), GRACE_S)
+            self._call(
+                self._run(limited(f"kill $(cat {shlex.quote(pid_file)})", GRACE_S), ignore, math.inf), GRACE_S
+            )
+
+
+@asynccontextmanager
+async def _beating(stdin: Any, beat_s: float) -> AsyncIterator[None]:
+    """Inside it a line break goes to *stdin* so often."""
+    import asyncssh
+
+    async def beat() -> None:
+        with suppress(asyncssh.Error, OSError):  # who reads stdout is told, too
+            while math.isfinite(beat_s):
+                await asyncio.sleep(beat_s)
+                stdin.write(b"\n")
+
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        task.cancel()
 
 
 async def _last_of(stream: Any) -> bytes:
