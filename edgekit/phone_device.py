@@ -24,7 +24,7 @@ from edgekit.errors import DeviceBusy, DeviceError, UsageError
 from edgekit.inventory import Options
 from edgekit.measure import Cooling, Measurement, Summary, Telemetry
 from edgekit.operators import Delegation
-from edgekit.phone_shell import POLL_S, PREDICT, TIMED, Shell, command, cool
+from edgekit.phone_shell import POLL_S, PREDICT, STALE_MIN, TIMED, Shell, command, cool
 from edgekit.preflight import Facts
 from edgekit.result import DeviceInfo
 from edgekit.transport import LOST, LinkLost, Transport, output, reconnect
@@ -79,7 +79,7 @@ class PhoneDevice:
         end, shell = time.monotonic() + limit_s, self._shell()
         while holder := shell.holder():
             if time.monotonic() >= end:
-                raise DeviceBusy(self.info.address, holder)
+                raise DeviceBusy(self.info.address, holder, lost=f"{STALE_MIN} minutes")
             progress(DeviceBusy.words(holder), 0.0)
             time.sleep(min(POLL_S, max(0.0, end - time.monotonic())))
 
