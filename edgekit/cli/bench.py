@@ -110,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     terminal = Terminal()
     found, whole = _artifacts(args)
+    if args.sustained and len(found) > 1:
+        raise UsageError(f"--sustained runs one file, not {len(found)}: name it")
     rounds = _rounds(args, found, whole, terminal)
     images = _images(args, found[0].preprocess) if args.data else None
     if images and args.accuracy_samples:

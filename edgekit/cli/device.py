@@ -3,7 +3,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgekit import units
-from edgekit.cli.terminal import STDOUT, Terminal, add_json, table, write_json
+from edgekit.cli.terminal import STDOUT, Terminal, add_json, add_wait, table, wait_seconds, write_json
 from edgekit.errors import DeviceError, UsageError, unknown
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("verb", help=", ".join(VERBS))
     parser.add_argument("address", nargs="?", metavar="ADDR", help="an address, or a name in your devices.toml")
     parser.add_argument("--yes", action="store_true", help="setup: do not ask")
+    add_wait(parser)
     parser.add_argument("--remove", action="store_true", help="setup: take away what edgekit put there")
     add_json(parser)
 
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
         raise unknown("verb", args.verb, VERBS)
     if (args.yes or args.remove) and args.verb != "setup":
         raise UsageError("--yes and --remove go with `edgekit device setup`")
+    if args.wait and args.verb != "check":
+        raise UsageError("--wait goes with `edgekit device check`")
     if args.verb == "list":
         if args.address:
             raise UsageError("`edgekit device list` takes no address")
@@ -83,6 +86,7 @@ def _check(args: argparse.Namespace) -> int:
             _print([("opened", f"in {opened_ms:.0f} ms"), *(_facts(facts, args.address) if facts else ())])
             _print(_about(device))
         with Terminal().bar(f"check {args.address}") as progress:
+            device.wait(wait_seconds(args.wait), progress)
             checked = check.check(device, progress)
     finally:
         device.close()

@@ -33,7 +33,7 @@ class Terminal:
     def bar(self, stage: str) -> Iterator[Progress]:
         from tqdm import tqdm
 
-        layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
+        layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         with tqdm(total=1.0, desc=stage, bar_format=layout, disable=None, leave=False) as bar:
 
             def progress(text: str, share: float) -> None:
@@ -194,7 +194,7 @@ def add_wait(parser: argparse.ArgumentParser) -> None:
         type=minutes,
         const=FOREVER,
         metavar="MIN",
-        help="wait for a device that is in use, so many minutes or without end; put it behind the files",
+        help="wait for a device that is in use, so many minutes or without end; put it last",
     )
 
 

@@ -131,6 +131,7 @@ def names(results: Sequence[Result]) -> list[str]:
         lambda r: r.artifact.target,
         lambda r: r.artifact.precision,
         lambda r: r.artifact.sha256[:7],
+        lambda r: r.device.address,
         lambda r: r.created,
     )
     for mark in marks:
