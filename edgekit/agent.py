@@ -5,6 +5,7 @@ that comes back to a `Visit`.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -211,7 +212,7 @@ class Visit:
             error = self._decode(Text, event)
             if error.entry is None:
                 raise DeviceError(f"{self.address}: the agent refuses the job: {error.text}")
-            self._of(error.entry).error = error.text
+            self._of(error.entry).error = _plain(error.text, self.address)
         else:
             raise DeviceError(f"{self.address}: the agent sent an unknown event {kind!r}")
 
@@ -226,6 +227,16 @@ class Visit:
 
     def _decode(self, cls: type[T], event: dict[str, Any]) -> T:
         return _decode(cls, event, self.address)
+
+
+def _plain(text: str, address: str) -> str:
+    """What a runtime says, in one line; where it lacks an operator, what helps."""
+    if found := re.search(r"Didn't find op for builtin opcode '(\w+)' version '(\d+)'", text):
+        newer = "pip install --upgrade ai-edge-litert" if address == "local" else f"edgekit device setup {address}"
+        return f"the runtime lacks operator {found[1]} version {found[2]}: it is older than the file; try: {newer}"
+    if found := re.search(r"Encountered unresolved custom op: (\S+?)\.?(?:\s|$)", text):
+        return f"the file has the custom operator {found[1]}, which LiteRT lacks: take a model without it"
+    return " ".join(text.split())
 
 
 def _outcome(heard: _Heard, cut_off: str) -> Outcome:

@@ -1,5 +1,6 @@
 """`edgekit device check`: a short real inference with a tiny model, and what the device tells of itself."""
 
+import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -30,11 +31,15 @@ class Checked:
     notes: tuple[str, ...]
 
 
-def check(device: Device, progress: Progress) -> Checked:
-    """A two-second visit to the device. Raises DeviceError when nothing there runs a TFLite file, or it fails."""
+def check(device: Device, progress: Progress, given: str = "") -> Checked:
+    """A two-second visit to the device. Raises DeviceError when nothing there runs a TFLite file, or it fails.
+
+    *given*: the address as the user gave it, or its name.
+    """
     address = device.info.address
     if "tflite" not in device.runtimes:
-        raise DeviceError(f"{address}: nothing there runs tflite files: edgekit device setup {address}")
+        cure = f"edgekit device setup {shlex.quote(given or address)}"
+        raise DeviceError(f"{address}: nothing there runs tflite files: {cure}")
     with tempfile.TemporaryDirectory(prefix="edgekit-check-") as folder:
         images = Path(folder, "images.npy")
         np.save(images, np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8))

@@ -95,6 +95,7 @@ class Facts:
     pythons: tuple[Python, ...]
     runtime: dict[str, Any]
     boot: str = ""
+    wanted: str = ""  # the only Python to look at
 
 
 def boot_id() -> str:
@@ -136,6 +137,7 @@ def read(transport: Transport, folder: str = FOLDER, python: str = "") -> Facts:
         writable="writable" in found,
         executable="executable" in found,
         pythons=tuple(pythons.values()),
+        wanted=python,
         runtime=_runtime(found.get("runtime", ""), found.get("sites", "").split(), tuple(pythons.values())),
         boot=found.get("boot", ""),
     )
@@ -168,6 +170,8 @@ def faults(facts: Facts) -> list[str]:
         )
     if not facts.pythons and facts.system == "Android":
         found.append("a phone has no Python: name the program that measures: ADDRESS?benchmark_model=PATH")
+    elif not facts.pythons and facts.wanted:
+        found.append(f"{facts.wanted} is no Python 3: ADDRESS?python=/path names another one")
     elif not facts.pythons:
         found.append("it has no Python 3: sudo apt install python3")
     elif all(one.minor < OLDEST for one in facts.pythons):

@@ -129,6 +129,24 @@ def test_local_gives_an_outcome_an_entry_and_leaves_nothing_behind(tmp_path: Pat
     assert agents_left(str(own_tmp)) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (
+            "newer",
+            "the runtime lacks operator FULLY_CONNECTED version 99: it is older than the file; try:",
+        ),
+        ("custom", "the file has the custom operator Magic, which LiteRT lacks: take a model without it"),
+    ],
+)
+def test_an_operator_that_the_runtime_lacks_is_named(tmp_path: Path, kind: str, words: str) -> None:
+    artifacts = [tiny_models.strange(tmp_path / "a.tflite", kind), tiny_models.tflite(tmp_path / "b.tflite")]
+    strange, good = open_device("local").run(job_of(tmp_path, artifacts), quiet)
+    assert strange.error.startswith(words)
+    assert "\n" not in strange.error
+    assert good.error == ""
+
+
 @on_linux
 def test_an_agent_killed_in_the_middle_leaves_what_it_measured(tmp_path: Path, own_tmp: Path) -> None:
     artifacts = [tiny_models.tflite(tmp_path / "a.tflite"), tiny_models.tflite(tmp_path / "b.tflite", seed=1)]

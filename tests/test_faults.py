@@ -4,7 +4,9 @@ After each: a clear end, what was measured is there, no process is left, and the
 """
 
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import asyncssh
 import pytest
 
+from edgekit.cli import main
 from edgekit.device import Outcome, open_device
 from edgekit.errors import DeviceError
 from edgekit.remote import AgentDevice
@@ -22,7 +26,7 @@ from edgekit.transport.ssh import SshTransport
 from edgekit.transport.ssh_connect import Target
 from tests import adb_devices, tiny_models
 from tests.openssh import OpenSsh, command_of, needs_sshd, openssh
-from tests.ssh_servers import user
+from tests.ssh_servers import Server, know, serving, tools, user
 from tests.test_devices import agents, agents_left, job_of, quiet
 from tests.test_transport import big
 
@@ -346,3 +350,80 @@ def test_what_a_visit_left_long_ago_goes(machine: Machine, tmp_path: Path) -> No
     os.utime(left, (past, past))
     machine.is_fine(tmp_path)
     assert not left.exists()
+
+
+# ---- boards on which it cannot work: one line, with the cure --------------------------------------------------
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that `edgekit device WORDS` fails with."""
+    assert main(["device", *words]) == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("edgekit: "))
+    return line
+
+
+@pytest.mark.parametrize(
+    ("shims", "words"),
+    [
+        ({"getconf": "echo glibc 2.24"}, "glibc 2.24 is older than 2.27, which LiteRT needs: upgrade its system"),
+        ({"getconf": "exit 1"}, "its C library is not glibc, and no wheel of LiteRT is for another: use Debian"),
+        ({"uname": "echo armv6l", "getconf": "echo 32"}, "no LiteRT for armv6l with 32 bits: a 64-bit system is"),
+        (
+            {
+                "uname": "echo armv7l",
+                "getconf": "echo 32",
+                "python3": "echo python /usr/bin/python3 3.13.5 32 2.2.4",
+            },
+            "a 32-bit system needs Python 3.9 to 3.11 for LiteRT, and this has Python 3.13.5: put a 64-bit one on",
+        ),
+        ({"python3": "exit 127"}, "it has no Python 3: sudo apt install python3"),
+        (
+            {"python3": "echo python /usr/bin/python3 3.8.1 64"},
+            "its Python 3.8.1 is too old: 3.9 or newer is needed",
+        ),
+        (
+            {"df": "printf 'x\\nx 1 1 200000 x x\\n'"},
+            "205 MB are free in .* 300 MB are needed: make room, or",
+        ),
+    ],
+)
+def test_a_board_that_cannot_be_set_up(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str], shims: dict[str, str], words: str
+) -> None:
+    shims = {"python3": f'exec {sys.executable} "$@"', **shims}
+    if "uname" in shims:
+        shims["uname"] = f'case "$1" in -m) {shims["uname"]};; *) exec /bin/uname "$@";; esac'
+    place = tmp_path / "board"
+    key = asyncssh.read_private_key(str(home / ".ssh/id_ed25519"))
+    with serving(Server(place, {"PATH": tools(place / "bin", **shims), "HOME": str(place)}, key)) as server:
+        know(home, server.port, server.host_key.export_public_key().decode().strip())
+        line = told(capsys, "setup", f"ssh://127.0.0.1:{server.port}", "--yes")
+    assert re.search(words, line), line
+    assert not (place / ".edgekit/site").exists()
+
+
+@pytest.mark.ssh
+@needs_sshd
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system, which only root may")
+@pytest.mark.parametrize(
+    ("mounted", "words"),
+    [
+        ("ro", r"cannot be written: name another folder: ADDRESS\?folder=/path"),
+        ("noexec", r"nothing can be executed in .* \(mounted noexec\?\): ADDRESS\?folder=/path"),
+    ],
+)
+def test_a_folder_of_no_use(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str], mounted: str, words: str
+) -> None:
+    place = tmp_path / "card"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size=400m,{mounted}", "tmpfs", str(place)]
+    if subprocess.run(mount, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        with openssh(tmp_path / "sshd", home) as server:  # which sees what is mounted by now
+            for verb, *rest in (["setup", "--yes"], ["check"]):
+                line = told(capsys, verb, server.address(folder=place / "edgekit"), *rest)
+                assert re.search(words, line), line
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)

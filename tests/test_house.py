@@ -1,6 +1,7 @@
 """The house is as DESIGN says: imports point one way, plug-ins stand alone, help starts fast."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -131,3 +132,17 @@ def test_files_are_short() -> None:
     """DESIGN says mostly 60-250 lines; the agent is one program by design."""
     long = {p.name: n for p in modules() if (n := len(p.read_text(encoding="utf-8").splitlines())) > 350}
     assert not long
+
+
+def test_the_tests_that_the_table_of_faults_names_are_there() -> None:
+    text = (ROOT / "docs/devices.md").read_text(encoding="utf-8")
+    rows = text.partition("## What happens when")[2].partition("\n## ")[0].splitlines()
+    cells = [line.strip("|").rpartition("|")[2] for line in rows if line.startswith("| ")]
+    named = [part for cell in cells for part in cell.split(";") if "`" in part]
+    assert len(named) > 25
+    for part in named:
+        files_, _, tests = part.partition(":")
+        paths = [ROOT / f"tests/test_{name}.py" for name in re.findall(r"`(\w+)`", files_)]
+        there = re.findall(r"def (test_\w+)", "".join(path.read_text(encoding="utf-8") for path in paths))
+        for words in re.findall(r"`(\w+)`", tests):
+            assert any(words in name for name in there), part

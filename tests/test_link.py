@@ -4,6 +4,7 @@ The cable between them is cut without a word to either end, as when a router is 
 """
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -125,6 +126,17 @@ def test_a_link_that_does_not_come_back(cable: Cable, server: OpenSsh, tmp_path:
     while (left := agents_left(str(server.place / "there"))) and time.monotonic() < end:
         time.sleep(0.5)
     assert left == []
+    cable.set("up")
+    works_again(cable, server, tmp_path / "next")
+
+
+def test_nobody_is_there(cable: Cable, server: OpenSsh, tmp_path: Path) -> None:
+    cable.set("down")
+    found = visit(cable, server, tmp_path / "one", seconds=0.4, cut_s=0.0, patience_s=3.0, lonely_s=120.0)
+    wanted = (
+        f"ssh://{cable.SERVER}:{server.port}: (no way leads there|no answer within 20 s): is it on, and in this"
+    )
+    assert re.match(wanted, found["refused"]), found
     cable.set("up")
     works_again(cable, server, tmp_path / "next")
 

@@ -1,8 +1,10 @@
 """A phone with `benchmark_model`: the real adbd and client, a stand-in for the tool that infers with LiteRT."""
 
+import os
 import shutil
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
@@ -248,6 +250,19 @@ class TestOverAdb:
         assert (pause.block, pause.from_c, pause.enough) == (1, 44.25, True)
         with pytest.raises(UsageError, match=r"tells no single times, .*: --sustained needs the agent"):
             opened(board, tool).run(replace(job, sustained=True), quiet)
+
+    @pytest.mark.parametrize("hours", [-1, 24])
+    def test_a_lock_that_nobody_holds_any_more(self, board: Board, tool: Path, tmp_path: Path, hours: int) -> None:
+        """Untouched for ten minutes, or of a time that is yet to come: the phone's clock was set back."""
+        lock = board.place / "data/local/tmp/edgekit/phone.lock"
+        lock.mkdir(parents=True)
+        (lock / "holder").write_text("me@here since noon")
+        then = time.time() + 3600 * hours
+        os.utime(lock, (then, then))
+        (outcome,) = opened(board, tool).run(
+            job_of(tmp_path, [tiny_models.tflite(tmp_path / "a.tflite")], samples=300), quiet
+        )
+        check_measured(outcome)
 
     def test_too_many_images(
         self, board: Board, tool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

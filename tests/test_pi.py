@@ -18,7 +18,7 @@ from edgekit.recipe import BenchSpec
 from tests import adb_devices, tiny_models
 from tests.emulated import CPUS, FOLDER, needs_arm64
 from tests.ssh_servers import PI2, Server, know, pi_environment, serving, user
-from tests.test_devices import agents_left, quiet
+from tests.test_devices import agents_left, job_of, quiet
 
 pytestmark = [
     pytest.mark.slow,
@@ -73,7 +73,7 @@ def test_from_a_bare_board_to_a_result_and_back(
         got = capsys.readouterr()
         return got.out + got.err
 
-    assert f"nothing there runs tflite files: edgekit device setup {pi.scheme}://" in said("check", "pi", status=1)
+    assert "nothing there runs tflite files: edgekit device setup pi\n" in said("check", "pi", status=1)
     assert "nothing was changed" in said("setup", "pi", status=2)  # nobody can be asked
     assert not (pi.folder / "site").exists()
     installed = said("setup", "pi", "--yes")
@@ -95,6 +95,9 @@ def test_from_a_bare_board_to_a_result_and_back(
 def measured(folder: Path, architecture: str) -> None:
     artifacts = [tiny_models.tflite(folder / "a.tflite"), tiny_models.tflite(folder / "b.tflite", seed=1)]
     device = open_device("pi")
+    newer = tiny_models.strange(folder / "newer.tflite", "newer")
+    (outcome,) = device.run(job_of(folder, [newer]), quiet)
+    assert outcome.error.startswith("the runtime lacks operator FULLY_CONNECTED version 99: it is older than")
     assert device.info.architecture == architecture
     assert device.info.emulated
     spec = BenchSpec(samples=130, seconds=0.5, blocks=2, warmup=2, warmup_seconds=0.0)

@@ -87,6 +87,7 @@ def test_what_does_not_fit_says_why_and_what_helps(facts: Facts, said: str) -> N
         (replace(PI5, executable=False), "mounted noexec"),
         (replace(PI5, free_bytes=10**8), "100 MB are free .* 300 MB are needed"),
         (replace(PI5, pythons=()), "no Python 3: sudo apt install python3"),
+        (replace(PI5, pythons=(), wanted="/opt/py"), "/opt/py is no Python 3: ADDRESS.python=/path"),
         (replace(PI5, pythons=(python("3.7.3"),)), "its Python 3.7.3 is too old: 3.9"),
     ],
 )

@@ -120,6 +120,25 @@ def corrupt(path: Path) -> Artifact:
     return replace(whole, sha256=files.sha256(path), size_bytes=files.size_bytes(path))
 
 
+def strange(path: Path, kind: str) -> Artifact:
+    """A sound file whose last operator no runtime has: a ``newer`` version of it, or a ``custom`` one, Magic."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    artifact = tflite(path)
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
+    code = model.operatorCodes[-1]
+    if kind == "newer":
+        code.version = 99
+    else:
+        code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
+        code.customCode = b"Magic"
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(bytes(builder.Output()))
+    return replace(artifact, sha256=files.sha256(path), size_bytes=files.size_bytes(path))
+
+
 def pixels(count: int, *, side: int = SIDE, seed: int = 0) -> npt.NDArray[np.uint8]:
     """(count, side, side, 3)"""
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)

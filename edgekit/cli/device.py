@@ -87,7 +87,7 @@ def _check(args: argparse.Namespace) -> int:
             _print(_about(device))
         with Terminal().bar(f"check {args.address}") as progress:
             device.wait(wait_seconds(args.wait), progress)
-            checked = check.check(device, progress)
+            checked = check.check(device, progress, args.address)
     finally:
         device.close()
     if args.json != STDOUT:
@@ -111,29 +111,32 @@ def _setup(args: argparse.Namespace) -> int:
 
     address, scheme, rest = split(args.address)
     module, terminal = plugins.load("devices", scheme), Terminal()
+    show = terminal.say if args.json == STDOUT else print
     if not hasattr(module, "transport"):
         raise UsageError(f"{address} needs no setup: what runs there is installed with pip")
     _, options = inventory.split(rest, getattr(module, "TAKES", inventory.TAKES))
     channel: Transport = module.transport(address, rest)
+    address = channel.address
     try:
         facts = preflight.read(channel, options.folder, options.python)
         if args.remove:
             _agreed(args, terminal, f"remove {facts.folder} from {address}?")
             provision.remove(channel, facts)
-            print(f"{address}: {facts.folder} is gone")
+            show(f"{address}: {facts.folder} is gone")
+            write_json(args.json, {"address": address, "removed": facts.folder})
             return 0
         if found := preflight.faults(facts):
             raise DeviceError(f"{address}: {'; '.join(found)}")
         runtime = runtimes.choose(facts, address)
-        terminal.say(f"{address}: {runtime.label} fits; fetching its wheels here")
+        terminal.say(f"{address}: {runtime.label} fits; its wheels are fetched here, once")
         plan = provision.plan(facts, runtime, address)
         if plan.done:
-            print(f"{address}: is set up already: {plan}")
+            show(f"{address}: is set up already: {plan}")
         else:
             _agreed(args, terminal, f"{address}: install {plan}?")
             with terminal.bar(f"setup {args.address}") as progress:
                 provision.install(channel, facts, plan, progress)
-            print(f"{address}: installed {plan}")
+            show(f"{address}: installed {plan}")
         write_json(args.json, {"address": address, "packages": plan.packages, "folder": plan.folder})
     finally:
         channel.close()
@@ -143,7 +146,7 @@ def _setup(args: argparse.Namespace) -> int:
 def _agreed(args: argparse.Namespace, terminal: Terminal, question: str) -> None:
     """Raises UsageError when the user does not want it, or cannot be asked."""
     if not args.yes and not terminal.confirm(question):
-        raise UsageError(f"nothing was changed ({question.removesuffix('?')}: say yes, or --yes)")
+        raise UsageError("nothing was changed: say yes, or --yes")
 
 
 def _print(rows: Sequence[tuple[str, str]]) -> None:

@@ -4,6 +4,7 @@ Host keys are always checked, also where the user's configuration would not: one
 the command that accepts it. What goes wrong is told in one line, with its cure.
 """
 
+import errno
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,10 @@ async def _connection(target: Target, before: list[Any]) -> Any:
             f"{where}no answer within {CONNECT_S:.0f} s: is it on, and in this network? try: ping {target.host}"
         ) from error
     except (asyncssh.Error, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN):
+            raise LinkLost(
+                f"{where}no way leads there: is it on, and in this network? try: ping {target.host}"
+            ) from error
         raise LinkLost(f"{where}no connection: {str(error) or type(error).__name__}") from error
 
 
