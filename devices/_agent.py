@@ -24,7 +24,8 @@ JOB      {protocol, samples, seconds, blocks, warmup, warmup_seconds, top_k, ent
          lock is a file that one visit at a time holds, holder what stands in it for the others
 ENTRY    {model, target, precision, output, threads, inputs, predict}; paths are relative to the job's folder,
          inputs is an .npy file (N, ...) whose rows are in the shape and type that the model takes
-Events   device       {protocol, model, cpu, architecture, cores, memory_bytes, os, kernel, emulated, runtimes}
+Events   device       {protocol, model, soc, cpu, architecture, cores, clusters: [{cores, part, max_mhz}],
+                       features, memory_bytes, os, kernel, emulated, runtimes}
          loaded       {entry, pid, runtime, runtime_version, delegate, load_ms, first_ms, peak_memory_bytes,
                        operators: {total, taken, left: {kind: count}} or null where there is no delegate}
                       of coreml also compile_ms, and plan: [{name, kind, unit, share}] of the operators
@@ -55,6 +56,7 @@ import glob
 import json
 import os
 import platform
+import re
 import select
 import selectors
 import shutil
@@ -100,6 +102,7 @@ PROFILE_NS, PROFILE_RUNS = 400_000_000, range(3, 201)
 PROFILE_STALL_S = 120.0
 JOB_KEYS = ("samples", "seconds", "blocks", "warmup", "warmup_seconds", "top_k", "entries")
 ENTRY_KEYS = ("model", "target", "precision", "output", "threads", "inputs", "predict")
+ROOT = ""  # where /proc and /sys lie; the tests put others in their place
 Event = dict[str, Any]
 clock = time.perf_counter_ns
 
@@ -734,10 +737,16 @@ class LiteRt:
 def read(path: str) -> str:
     """The text of a file of the system's, or nothing where it is absent or barred."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
+        with open(ROOT + path, encoding="utf-8", errors="replace") as stream:
             return stream.read().strip("\0\n ")
     except OSError:
         return ""
+
+
+def paths(pattern: str) -> list[str]:
+    """The system's files of that pattern, in the order of their numbers."""
+    found = [path[len(ROOT) :] for path in glob.glob(ROOT + pattern)]
+    return sorted(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path)])
 
 
 def output_of(*command: str) -> str:
@@ -787,6 +796,47 @@ def cpu_name() -> str:
     return " + ".join(name if "-" in name else f"Cortex-{name}" for name in named) or platform.machine()
 
 
+# What the kernels of runtimes look for: integer dot products, half precision, matrix instructions.
+FEATURES = (
+    "neon", "vfpv4", "asimd", "fphp", "asimdhp", "asimddp", "i8mm", "bf16", "atomics", "sve", "sve2", "sme",
+    "sme2", "sse4_1", "sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx_vnni_int8", "avx512f", "avx512bw",
+    "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
+)  # fmt: skip
+
+
+def clusters_and_features() -> tuple[list[Event], list[str]]:
+    """The kinds of cores, each with how many there are, its part and its highest clock; what they all can do."""
+    clusters: list[Event] = []
+    able = set(FEATURES)
+    fields: dict[str, str] = {}
+    for line in [*read("/proc/cpuinfo").splitlines(), ""]:
+        key, _, value = line.partition(":")
+        fields[key.strip()] = value.strip()
+        if line.strip():
+            continue
+        if "processor" in fields:
+            part = ""
+            if "CPU part" in fields:
+                numbers = [
+                    fields.get("CPU " + name, "?") for name in ("implementer", "part", "variant", "revision")
+                ]
+                variant = int(numbers[2], 16) if numbers[2] != "?" else "?"
+                part = f"{numbers[0]}/{numbers[1]} r{variant}p{numbers[3]}"
+            elif "vendor_id" in fields:
+                numbers = [fields.get(name, "?") for name in ("vendor_id", "cpu family", "model", "stepping")]
+                part = "{} family {} model {} stepping {}".format(*numbers)
+            kilohertz = read(f"/sys/devices/system/cpu/cpu{fields['processor']}/cpufreq/cpuinfo_max_freq")
+            kind = {"part": part, "max_mhz": int(kilohertz) / 1000 if kilohertz.isdigit() else None}
+            same = [one for one in clusters if {**kind, "cores": one["cores"]} == one]
+            if same:
+                same[0]["cores"] += 1
+            else:
+                clusters.append({"cores": 1, **kind})
+            able &= set((fields.get("Features") or fields.get("flags", "")).split())
+        fields = {}
+    return clusters, [name for name in FEATURES if clusters and name in able]
+
+
 def describe() -> Event:
     system = platform.uname()
     model = read("/proc/device-tree/model") or read("/sys/class/dmi/id/product_name")
@@ -796,13 +846,18 @@ def describe() -> Event:
     name = release.get("PRETTY_NAME", "").strip('"')
     cpu, x86_below = cpu_name(), "type:x86" in read("/sys/devices/system/cpu/modalias")
     found = {target: find_runtime(target) for target in RUNTIMES}
+    clusters, features = clusters_and_features()
     return {
         "event": "device",
         "protocol": PROTOCOL,
         "model": model or f"{system.system} {system.machine}",
+        # The board stands first, the chip last: raspberrypi,4-model-b, brcm,bcm2711.
+        "soc": read("/proc/device-tree/compatible").rpartition("\0")[2],
         "cpu": cpu,
         "architecture": system.machine,
         "cores": os.cpu_count() or 1,
+        "clusters": clusters,
+        "features": features,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "os": name or f"{system.system} {system.release}",
         "kernel": system.release,
@@ -812,24 +867,40 @@ def describe() -> Event:
     }
 
 
+PI_FLAGS = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")  # bits 0-3, and 16-19
+
+
+def degrees(path: str) -> float | None:
+    text = read(path)
+    return int(text) / 1000 if text.lstrip("-").isdigit() else None
+
+
+def limit_c(zone: str) -> float | None:
+    """The lowest temperature at which the system slows the processor down or worse; a fan (active) does not."""
+    kinds = {path[: -len("type")]: read(path) for path in paths(zone + "/trip_point_*_type")}
+    values = [degrees(path + "temp") for path, kind in kinds.items() if kind in ("passive", "hot", "critical")]
+    return min((value for value in values if value is not None and value > 0), default=None)
+
+
 class Probe:
     """Readings of the machine. Load is what neither the agent nor its children *pids* used."""
 
     def __init__(self, pids: Callable[[], list[int]]) -> None:
         self.pids = pids
-        zones = [path[: -len("/type")] for path in sorted(glob.glob("/sys/class/thermal/thermal_zone*/type"))]
+        zones = [path[: -len("/type")] for path in paths("/sys/class/thermal/thermal_zone*/type")]
         cpu = [
             zone for zone in zones if any(word in read(zone + "/type").lower() for word in ("cpu", "soc", "pkg"))
         ]
         self.zones = cpu or zones[:1]
-        self.policies = sorted(glob.glob("/sys/devices/system/cpu/cpufreq/policy*"))
-        self.throttle_counts = glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count")
-        self.pi_flags = glob.glob("/sys/devices/platform/soc/soc:firmware/get_throttled")
+        self.limits_c = {zone: limit for zone in self.zones if (limit := limit_c(zone)) is not None}
+        self.policies = paths("/sys/devices/system/cpu/cpufreq/policy*")
+        self.throttle_counts = paths("/sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count")
+        self.pi_flags = paths("/sys/devices/platform/soc/soc:firmware/get_throttled")
         self.has_vcgencmd = not self.pi_flags and "throttled=" in output_of("vcgencmd", "get_throttled")
         self.mac = bool(output_of("sw_vers", "-productVersion"))
-        self.first_flags, self.first_count = self.flags(), self.count()
+        self.flags_before, self.count_before = self.flags(), self.count()
         self.before: tuple[int, float] | None = None
-        self.hot_c, self.last_count = self.slows_at() - HEADROOM_C, self.first_count
+        self.hot_c, self.last_count = self.slows_at() - HEADROOM_C, self.count_before
 
     def flags(self) -> int | None:
         """A Raspberry Pi's flags: bits 0-3 what goes on now, 16-19 what happened since it was booted."""
@@ -843,30 +914,29 @@ class Probe:
         values = [int(text) for text in map(read, self.throttle_counts) if text.isdigit()]
         return sum(values) if values else None
 
-    def throttled(self) -> bool | None:
-        """Now, or at any time since this probe was made. Of a Mac: any thermal pressure above nominal."""
+    def throttle(self) -> list[str] | None:
+        """What slows the processor down, now or at any time since this was asked before."""
         if self.mac:
             level = output_of("notifyutil", "-g", "com.apple.system.thermalpressurelevel").rpartition(" ")[2]
-            return int(level) > 0 if level.isdigit() else None
-        if (flags := self.flags()) is not None and self.first_flags is not None:
-            return bool(flags & 0xF) or bool((flags & ~self.first_flags) >> 16)
-        if (count := self.count()) is not None and self.first_count is not None:
-            return count > self.first_count
+            return (["thermal pressure"] if int(level) else []) if level.isdigit() else None
+        if (flags := self.flags()) is not None and self.flags_before is not None:
+            new, self.flags_before = flags & ~self.flags_before, flags
+            return [name for bit, name in enumerate(PI_FLAGS) if (flags | new >> 16) >> bit & 1]
+        if (count := self.count()) is not None and self.count_before is not None:
+            more, self.count_before = count - self.count_before, count
+            return ["thermal throttling"] if more > 0 else []
         return None
 
     def slows_at(self) -> float:
         """The temperature from which on the processor is slowed down."""
-        passive = []
-        for path in [path for zone in self.zones for path in glob.glob(zone + "/trip_point_*_type")]:
-            text = read(path[: -len("type")] + "temp")
-            if read(path) == "passive" and text.isdigit() and 40_000 < int(text) < 120_000:
-                passive.append(int(text) / 1000)
-        if passive:
+        kinds = {path[: -len("type")]: read(path) for z in self.zones for path in paths(z + "/trip_point_*_type")}
+        values = [degrees(path + "temp") for path, kind in kinds.items() if kind == "passive"]
+        if passive := [value for value in values if value is not None and 40 < value < 120]:
             return max(passive)
-        return HOT_C["x86" if platform.machine() in ("x86_64", "i686") and self.first_flags is None else "arm"]
+        return HOT_C["x86" if platform.machine() in ("x86_64", "i686") and self.flags_before is None else "arm"]
 
     def temperature(self) -> float | None:
-        found = [int(text) / 1000 for zone in self.zones if (text := read(zone + "/temp")).lstrip("-").isdigit()]
+        found = [value for zone in self.zones if (value := degrees(zone + "/temp")) is not None]
         if not self.zones and self.has_vcgencmd:
             text = output_of("vcgencmd", "measure_temp").partition("=")[2].rstrip("'C")
             found = [float(text)] if text.replace(".", "", 1).isdigit() else []
@@ -877,7 +947,7 @@ class Probe:
         count, before = self.count(), self.last_count
         self.last_count = count
         if self.mac:
-            return bool(self.throttled())
+            return bool(self.throttle())
         return bool((self.flags() or 0) & 0xE) or (count is not None and before is not None and count > before)
 
     def other_busy(self) -> float | None:
@@ -896,9 +966,11 @@ class Probe:
     def read(self, *, restart: bool = False) -> Event:
         """What can be read. Load is the mean since the reading before; *restart*: begin anew."""
         now, busy = clock(), self.other_busy()
+        temperatures = {zone: value for zone in self.zones if (value := degrees(zone + "/temp")) is not None}
+        headrooms = [limit - temperatures[zone] for zone, limit in self.limits_c.items() if zone in temperatures]
         clocks = [int(text) / 1000 for p in self.policies if (text := read(p + "/scaling_cur_freq")).isdigit()]
         governors = {text for policy in self.policies if (text := read(policy + "/scaling_governor"))}
-        load = None
+        load, throttle = None, self.throttle()
         if busy is not None:
             if self.before and not restart:
                 seconds = (now - self.before[0]) / 1e9
@@ -909,9 +981,11 @@ class Probe:
         reading = {
             "time_ns": now,
             "temperature_c": self.temperature(),
+            "headroom_c": round(min(headrooms), 1) if headrooms else None,
             "clock_mhz": max(clocks) if clocks else None,
             "governor": "+".join(sorted(governors)) or None,
-            "throttled": self.throttled(),
+            "throttled": None if throttle is None else bool(throttle),
+            "throttle": throttle or None,
             "other_load": load,
             "free_memory_bytes": in_kb("/proc/meminfo", "MemAvailable"),
         }

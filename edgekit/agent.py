@@ -16,6 +16,7 @@ from edgekit.device import BenchJob, Entry, Outcome, Progress
 from edgekit.errors import DeviceError
 from edgekit.measure import Cooling, Measurement, Telemetry
 from edgekit.operators import Delegation, Placed, Profile
+from edgekit.processor import Cluster
 from edgekit.result import DeviceInfo
 from edgekit.schema import SchemaError, decode
 
@@ -60,6 +61,9 @@ class Described:
     kernel: str
     emulated: bool
     runtimes: dict[str, str]
+    soc: str = ""
+    clusters: tuple[Cluster, ...] = ()
+    features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,6 +155,9 @@ def describe(line: str | bytes, address: str) -> tuple[DeviceInfo, Mapping[str, 
         os=found.os,
         kernel=found.kernel,
         emulated=found.emulated,
+        soc=found.soc,
+        clusters=found.clusters,
+        features=found.features,
     )
     return info, found.runtimes
 

@@ -24,6 +24,8 @@ class Telemetry:
     clock_mhz: float | None = None
     governor: str | None = None
     throttled: bool | None = None
+    throttle: tuple[str, ...] = ()  # by what, where the device tells
+    headroom_c: float | None = None  # to the temperature at which the system slows down
     other_load: float | None = None  # cores kept busy by anything but the agent since the last reading
     free_memory_bytes: int | None = None
     battery_percent: float | None = None
@@ -154,6 +156,22 @@ def _drift(samples_ms: npt.NDArray[np.float64]) -> float:
     return float(np.median(samples_ms[half:]) / np.median(samples_ms[:half]) - 1)
 
 
+def _heat(telemetry: Sequence[Telemetry]) -> list[str]:
+    """Whether the device slowed down of heat or want of power, or was about to."""
+    reasons = []
+    known = [point for point in telemetry if point.throttled is not None]
+    if slowed := [point for point in known if point.throttled]:
+        names = dict.fromkeys(name for point in slowed for name in point.throttle)
+        by = f" ({', '.join(names)})" if names else ""
+        reasons.append(f"the device throttled{by} in {len(slowed)} of {len(known)} readings")
+    limited = [point for point in telemetry if point.headroom_c is not None]
+    if at_limit := [point for point in limited if point.headroom_c is not None and point.headroom_c <= 0]:
+        hottest = max((point.temperature_c for point in at_limit if point.temperature_c is not None), default=None)
+        degrees = "" if hottest is None else f" of {hottest:.0f} C"
+        reasons.append(f"a temperature{degrees} at its limit in {len(at_limit)} of {len(limited)} readings")
+    return reasons
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Validity:
     """Whether a latency counts; each reason is one clause with its number."""
@@ -181,8 +199,8 @@ def judge(
             reasons.append(f"drift of {100 * found.drift:+.0f} % between the halves of the run")
         if found.spread > MAX_SPREAD:
             reasons.append(f"a block's median lies {100 * found.spread:.0f} % off")
-    if any(point.throttled for point in telemetry) and not sustained:
-        reasons.append("the device throttled")
+    if not sustained:
+        reasons += _heat(telemetry)
     if len(governors := _told(telemetry, "governor")) > 1:
         reasons.append(f"the clock governor changed: {', '.join(sorted(governors))}")
     clocks = [point.clock_mhz for point in telemetry if point.clock_mhz is not None]

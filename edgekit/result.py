@@ -12,6 +12,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import ResultError
 from edgekit.measure import Cooling, Measurement, Telemetry, Validity, judge
 from edgekit.operators import Delegation, Placed, Profile
+from edgekit.processor import Cluster
 from edgekit.schema import SchemaError, decode, encode
 
 FORMAT = 1
@@ -32,11 +33,15 @@ class DeviceInfo:
     emulated: bool = False
     fake: bool = False
     reference: bool = False
+    soc: str = ""
+    clusters: tuple[Cluster, ...] = ()
+    features: tuple[str, ...] = ()  # of the processor, those that kernels look for
 
     @property
     def fingerprint(self) -> str:
         """Equal for results that may be compared: the hardware and its system, not the way to reach it."""
-        return files.sha256_of({k: v for k, v in encode(self).items() if k != "address"})[:16]
+        told = encode(self, defaults=False)
+        return files.sha256_of({key: value for key, value in told.items() if key != "address"})[:16]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -375,17 +375,6 @@ def cpu_seconds(pid: int) -> float:
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
-def test_a_pi_throttles_now_or_since_the_visit_began(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = 0x50000  # undervoltage and throttling, before the visit
-    monkeypatch.setattr(program.Probe, "flags", lambda self: flags)
-    probe = program.Probe(list)
-    assert probe.throttled() is False
-    flags = 0x50004
-    assert probe.throttled() is True
-    flags = 0xD0000  # over now, but seen since
-    assert probe.throttled() is True
-
-
 def collect(lines: list[bytes], entries: int = 1) -> agent.Visit:
     artifact = tiny_models.artifact_of(Path(__file__), "tflite", dtype="uint8", shape=(1, 8, 8, 3))
     entry = Entry(artifact=artifact, threads=1, inputs=Path("x.npy"), predict=False)

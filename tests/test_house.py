@@ -14,7 +14,7 @@ ORDER = (
     "__init__ errors units files",
     "schema plugins requires quiet",
     "drawing",
-    "preprocess measure stats operators",
+    "preprocess measure stats operators processor",
     "benchmark_model",
     "transport inventory lock",
     "preflight",

@@ -84,7 +84,22 @@ def test_blocks_that_spread_without_drifting() -> None:
 
 def test_throttled_once_is_throttled() -> None:
     calm, hot = Telemetry(time_ns=0, throttled=False), Telemetry(time_ns=1, throttled=True)
-    assert reasons(STEADY, calm, hot, calm) == ("the device throttled",)
+    silent = Telemetry(time_ns=2)
+    assert reasons(STEADY, calm, hot, calm, silent) == ("the device throttled in 1 of 3 readings",)
+    weak = Telemetry(time_ns=1, throttled=True, throttle=("under-voltage", "throttled"))
+    words = "the device throttled (under-voltage, throttled) in 2 of 3 readings"
+    assert reasons(STEADY, calm, weak, weak) == (words,)
+
+
+def test_a_temperature_at_its_limit() -> None:
+    warm = Telemetry(time_ns=0, temperature_c=84.0, headroom_c=1.0)
+    hot = Telemetry(time_ns=1, temperature_c=85.5, headroom_c=-0.5)
+    assert reasons(STEADY, warm, warm) == ()
+    assert reasons(STEADY, warm, hot, Telemetry(time_ns=2)) == (
+        "a temperature of 86 C at its limit in 1 of 2 readings",
+    )
+    bare = Telemetry(time_ns=1, headroom_c=0.0)
+    assert reasons(STEADY, bare) == ("a temperature at its limit in 1 of 1 readings",)
 
 
 def test_another_governor() -> None:
@@ -108,7 +123,7 @@ def test_other_load_is_a_mean_of_those_that_tell() -> None:
 def test_the_devices_own_doubts_come_first() -> None:
     hot = Telemetry(time_ns=0, throttled=True)
     found = reasons(STEADY, hot, notes=("the delegate fell back",))
-    assert found == ("the delegate fell back", "the device throttled")
+    assert found == ("the delegate fell back", "the device throttled in 1 of 1 readings")
 
 
 def test_blocks_of_which_only_a_summary_is_known() -> None:

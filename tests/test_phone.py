@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from edgekit import benchmark_model, inventory, phone, result
+from edgekit import benchmark_model, inventory, phone, processor, result
 from edgekit.benchmark_model import delegation, failure, parse_result, parse_text
 from edgekit.cli import main
 from edgekit.device import Device, Interrupted, Outcome, open_device
@@ -22,6 +22,7 @@ from edgekit.errors import DeviceBusy, DeviceError, UsageError
 from edgekit.measure import judge, latency
 from edgekit.operators import Delegation
 from edgekit.phone_device import PhoneDevice
+from edgekit.processor import Cluster
 from tests import tiny_models
 from tests.adb_devices import Board, needs_adbd, running
 from tests.test_adb import benched
@@ -120,6 +121,8 @@ class TestOverAdb:
         info = device.info
         assert (info.model, info.cpu, info.os) == ("Google Pixel 8", "Google Tensor G3", "Android 16 (API 36)")
         assert info.address == board.address
+        assert info.soc == info.cpu
+        assert sum(cluster.cores for cluster in info.clusters) == os.cpu_count()
         assert list(device.runtimes) == ["tflite"]
         job = job_of(tmp_path, artifacts, samples=300, blocks=3)
         told: list[str] = []
@@ -410,6 +413,20 @@ def test_what_ran_it() -> None:
     assert delegation("", "none") == ("none", "", None)
 
 
+def test_a_phones_cores() -> None:
+    block = "processor\t: {}\nFeatures\t: fp asimd asimddp\nCPU implementer\t: 0x41\nCPU part\t: {}\n\n"
+    about = block.format(0, "0xd46") + block.format(1, "0xd4e")
+    text = "".join(f"{phone.MARK} cpu {line}\n" for line in about.splitlines())
+    text += f"{phone.MARK} most /sys/devices/system/cpu/cpu1/cpufreq/cpuinfo_max_freq 2910000\n"
+    text += f"{phone.MARK} most /sys/devices/system/cpu/cpu[0-9]*/cpufreq/cpuinfo_max_freq \ncores 2\n"
+    clusters, features = processor.read(*phone._cores(text))
+    assert clusters == (
+        Cluster(cores=1, part="0x41/0xd46 r?p?"),
+        Cluster(cores=1, part="0x41/0xd4e r?p?", max_mhz=2910.0),
+    )
+    assert features == ("asimd", "asimddp")
+
+
 def test_a_phone_that_throttles_or_is_silent() -> None:
     def of(text: str) -> Any:
         lines = "\n".join(f"{phone.MARK} thermal {line}" for line in text.splitlines())
@@ -419,6 +436,8 @@ def test_a_phone_that_throttles_or_is_silent() -> None:
     assert of(THERMAL).throttled is False
     assert of(THERMAL.replace("Thermal Status: 0", "Thermal Status: 2")).throttled is True
     assert of(THERMAL.replace("mName=MID, mStatus=0", "mName=MID, mStatus=3")).throttled is True
+    assert of(THERMAL.replace("Thermal Status: 0", "Thermal Status: 2")).throttle == ("thermal status 2",)
+    assert of(THERMAL).throttle == ()
     bare = of("")
     assert (bare.temperature_c, bare.throttled, bare.battery_percent, bare.governor) == (None,) * 4
     assert bare.time_ns == 12_500_000_000

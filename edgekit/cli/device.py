@@ -176,6 +176,9 @@ def _about(device: "Device") -> list[tuple[str, str]]:
     info = device.info
     kind = " (emulated: its latency is never ranked)" if info.emulated else ""
     rows = [("device", f"{info.model}{kind}"), ("cpu", f"{info.cpu}, {info.cores} cores"), ("os", info.os)]
+    rows[1:1] = [("soc", info.soc)] if info.soc and info.soc != info.cpu else []
+    rows += [("cores", ", ".join(cluster.words for cluster in info.clusters))] if info.clusters else []
+    rows += [("features", " ".join(info.features))] if info.features else []
     if info.memory_bytes:
         rows.append(("memory", units.size(info.memory_bytes)))
     return [*rows, ("runs", ", ".join(device.runtimes.values()) or "nothing yet")]
@@ -187,11 +190,13 @@ def _ran(checked: "Checked") -> list[tuple[str, str]]:
         ("delegate", checked.delegate),
     ]
     if reading := checked.telemetry:
+        throttled = ", ".join(reading.throttle) or "yes" if reading.throttled else "no"
         told = {
             "temperature": reading.temperature_c is not None and f"{reading.temperature_c:.0f} C",
             "clock": reading.clock_mhz is not None and f"{reading.clock_mhz:.0f} MHz",
             "governor": reading.governor,
-            "throttled": reading.throttled is not None and ("yes" if reading.throttled else "no"),
+            "throttled": reading.throttled is not None and throttled,
+            "headroom": reading.headroom_c is not None and f"{reading.headroom_c:.0f} C to its limit",
             "other load": reading.other_load is not None and f"{reading.other_load:.2f} cores",
         }
         rows += [(name, str(value) if value else "it does not tell") for name, value in told.items()]

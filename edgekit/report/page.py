@@ -108,9 +108,12 @@ def _device_facts(group: Group) -> list[str]:
         fact
         for fact in (
             kind,
+            device.soc if device.soc != device.cpu else "",
             device.cpu,
             device.architecture,
             count(device.cores, "core"),
+            *(cluster.words for cluster in device.clusters),
+            " ".join(device.features),
             memory,
             device.os,
             *runtimes,
