@@ -766,11 +766,19 @@ def in_kb(path: str, key: str) -> int | None:
 
 def peak_memory_bytes() -> int | None:
     """Of this process: Python, the runtime and the model."""
+    if qemu_user():
+        return None  # it tells the emulator's
     if sys.platform == "darwin":
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return in_kb("/proc/self/status", "VmHWM")
+
+
+def qemu_user() -> bool:
+    """Whether an emulator of processes runs this one: the kernel below tells what the processor really is."""
+    below = read("/sys/devices/system/cpu/modalias")
+    return "type:x86" in below and platform.uname().machine not in ("x86_64", "i686")
 
 
 ARM_PARTS = {
@@ -844,7 +852,7 @@ def describe() -> Event:
         model = output_of("sysctl", "-n", "hw.model")
     release = dict(line.partition("=")[::2] for line in read("/etc/os-release").splitlines())
     name = release.get("PRETTY_NAME", "").strip('"')
-    cpu, x86_below = cpu_name(), "type:x86" in read("/sys/devices/system/cpu/modalias")
+    cpu = cpu_name()
     found = {target: find_runtime(target) for target in RUNTIMES}
     clusters, features = clusters_and_features()
     return {
@@ -861,8 +869,7 @@ def describe() -> Event:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "os": name or f"{system.system} {system.release}",
         "kernel": system.release,
-        # The kernel below qemu-user tells what the processor really is; so does a whole machine's CPU name.
-        "emulated": "QEMU TCG" in cpu or (x86_below and system.machine not in ("x86_64", "i686")),
+        "emulated": "QEMU TCG" in cpu or qemu_user(),  # the first is a whole machine
         "runtimes": {target: f"{item[1]} {item[2]}" for target, item in found.items() if item},
     }
 

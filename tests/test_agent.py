@@ -335,6 +335,18 @@ def test_the_processor_and_the_board_are_named(
     assert found["emulated"] is False
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_the_peak_of_memory_is_this_processs_and_not_an_emulators(
+    program: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import resource
+
+    told = program.peak_memory_bytes()
+    assert told == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, rel=0.02)
+    monkeypatch.setattr(program, "qemu_user", lambda: True)
+    assert program.peak_memory_bytes() is None
+
+
 def test_an_emulated_processor_is_told(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {"/sys/devices/system/cpu/modalias": "cpu:type:x86,ven0000", "/proc/cpuinfo": "CPU part : 0xd08"}
     monkeypatch.setattr(program, "read", lambda path: texts.get(path, ""))

@@ -15,6 +15,7 @@ from edgekit.bench import bench
 from edgekit.cli import main
 from edgekit.device import open_device
 from edgekit.recipe import BenchSpec
+from edgekit.result import Result
 from tests import adb_devices, tiny_models
 from tests.emulated import CPUS, FOLDER, needs_arm64
 from tests.ssh_servers import PI2, Server, know, pi_environment, serving, user
@@ -107,6 +108,24 @@ def measured(folder: Path, architecture: str) -> None:
         stored = json.loads((folder / "results" / f"{one.name}.json").read_text())
         assert stored["device"]["emulated"] is True
         assert any("emulated" in reason for reason in one.validity.reasons)
+        check_told(one, small=architecture == "armv7l")
+    assert device.info.clusters[0].part.startswith("0x41/0xd" if architecture == "aarch64" else "0x41/0xc")
     # No fastest file, and no ratio, also not when asked for invalid ones.
     comparison = report.as_json(report.compare(results, allow_invalid=True))
     assert "a fake or emulated device is never ranked" in json.dumps(comparison)
+
+
+def check_told(one: Result, *, small: bool) -> None:
+    """Operators by name, their costs where the runtime has a profiler, and no memory: the emulator's own."""
+    assert one.delegation is not None
+    assert one.delegation.total == 3
+    assert one.delegation.taken or small
+    assert one.profile is not None
+    if small:
+        assert one.profile.absent == "tflite-runtime has no profiler"
+    else:
+        assert one.profile.absent == ""
+        assert [cost.layer for cost in one.profile.costs if cost.operator.startswith("Fully")] == ["logits"]
+    assert one.measurement.peak_memory_bytes is None
+    assert one.measurement.load_ms > 0
+    assert one.measurement.first_ms > 0
