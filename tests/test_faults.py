@@ -39,6 +39,9 @@ on_both = pytest.mark.parametrize(
     ],
     indirect=True,
 )
+on_ssh = pytest.mark.parametrize(
+    "machine", [pytest.param("ssh", marks=(pytest.mark.ssh, needs_sshd))], indirect=True
+)
 DAY_S = 86400
 
 
@@ -318,7 +321,7 @@ def test_a_clock_that_is_set_back(machine: Machine, tmp_path: Path) -> None:
     machine.is_fine(tmp_path)
 
 
-@on_both
+@on_ssh
 def test_a_clock_that_is_set_forward_beside_a_second_visit(machine: Machine, tmp_path: Path) -> None:
     """A Pi has no clock of its own: until it finds a network it lives in the past. Then all files look old."""
     artifact, heard = tiny_models.tflite(tmp_path / "a.tflite"), list[str]()
@@ -341,7 +344,7 @@ def test_a_clock_that_is_set_forward_beside_a_second_visit(machine: Machine, tmp
     machine.is_fine(tmp_path)
 
 
-@on_both
+@on_ssh
 def test_what_a_visit_left_long_ago_goes(machine: Machine, tmp_path: Path) -> None:
     left = machine.there / "visits/0123456789ab"
     left.mkdir(parents=True)
