@@ -63,7 +63,14 @@ else
 fi
 """
 LOOK = "touch LOCK; READING"
-WHO = '[ ! -d LOCK ] || [ -n "$(find LOCK -maxdepth 0 -mmin +STALE)" ] || { cat LOCK/holder; exit 3; }'
+WHO = """
+[ -d LOCK ] || exit 0
+ahead() { touch LOCK.now && [ LOCK -nt LOCK.now ]; }
+held=3
+[ -z "$(find LOCK -maxdepth 0 -mmin +STALE)" ] && ! { ahead && sleep 1 && ahead; } || held=0
+[ $held = 0 ] || cat LOCK/holder
+rm -f LOCK.now; exit $held
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -262,10 +262,21 @@ class TestOverAdb:
         (lock / "holder").write_text("me@here since noon")
         then = time.time() + 3600 * hours
         os.utime(lock, (then, then))
-        (outcome,) = opened(board, tool).run(
-            job_of(tmp_path, [tiny_models.tflite(tmp_path / "a.tflite")], samples=300), quiet
-        )
+        device = opened(board, tool)
+        device.wait(0.0, quiet)
+        job = job_of(tmp_path, [tiny_models.tflite(tmp_path / "a.tflite")], samples=300)
+        (outcome,) = device.run(job, quiet)
         check_measured(outcome)
+
+    def test_a_lock_that_somebody_holds(self, board: Board, tool: Path) -> None:
+        lock = board.place / "data/local/tmp/edgekit/phone.lock"
+        lock.mkdir(parents=True)
+        (lock / "holder").write_text("me@here since noon")
+        with pytest.raises(
+            DeviceError, match=r"in use by me@here since noon; .* within 10 minutes\): --wait waits"
+        ):
+            opened(board, tool).wait(0.0, quiet)
+        assert sorted(one.name for one in lock.parent.iterdir() if "now" in one.name) == []
 
     def test_too_many_images(
         self, board: Board, tool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
