@@ -276,7 +276,8 @@ class TestOverAdb:
             DeviceError, match=r"in use by me@here since noon; .* within 10 minutes\): --wait waits"
         ):
             opened(board, tool).wait(0.0, quiet)
-        assert sorted(one.name for one in lock.parent.iterdir() if "now" in one.name) == []
+        assert not [one.name for one in lock.parent.iterdir() if "now" in one.name]
+        shutil.rmtree(lock)
 
     def test_too_many_images(
         self, board: Board, tool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
