@@ -154,6 +154,7 @@ def test_pages_without_points_are_whole(wrong: int | None) -> None:
 LOOK = """<script>
 document.querySelectorAll("thead button")[2].click();
 document.querySelector("circle").focus();
+document.querySelector("circle").dispatchEvent(new MouseEvent("click", { bubbles: true }));
 const root = document.documentElement, find = (s) => [...document.querySelectorAll(s)];
 root.dataset.seen = JSON.stringify({
   dots: find(".scatter g[aria-label=dot] circle").length,
@@ -161,6 +162,16 @@ root.dataset.seen = JSON.stringify({
   strips: find(".strips svg").length,
   sorted: find("th[aria-sort]").map((n) => [n.textContent, n.getAttribute("aria-sort")]),
   order: find("table.variants tbody tr").map((n) => n.querySelector(".name").textContent),
+  selected: [find("tr.selected .name").map((n) => n.textContent), find("circle.selected").length],
+  filtered: (() => {
+    const field = document.querySelector(".filter");
+    field.value = "DYN8 tflite";
+    field.dispatchEvent(new Event("input"));
+    const left = find("table.variants tbody tr").filter((n) => !n.hidden).length;
+    field.value = "";
+    field.dispatchEvent(new Event("input"));
+    return [left, find("table.variants tbody tr").filter((n) => !n.hidden).length];
+  })(),
   tip: find(".tip").map((n) => [n.hidden, n.textContent]),
   overflow: root.scrollWidth - root.clientWidth,
   errors: window.seenErrors,
@@ -221,6 +232,8 @@ def test_a_browser_draws_the_charts_and_sorts_the_table(tmp_path: Path, width: i
         "tflite-fp16",
         "coreml-fp16",
     ]
+    assert seen["selected"] == [["tflite-fp32"], 1]
+    assert seen["filtered"] == [1, 6]
     assert seen["overflow"] <= 0
     hidden, tip = seen["tip"][0]
     assert not hidden

@@ -168,3 +168,13 @@ def _td(cell: Cell) -> str:
     order = "" if cell.order is None else f' data-order="{escape(str(cell.order))}"'
     detail = f"<small>{escape(cell.detail)}</small>" if cell.detail else ""
     return f"<td{order}>{escape(cell.main)}{detail}</td>"
+
+
+def plain_table(label: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A table of text as HTML, for what is folded away; *label* names it to who cannot see it."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table class="costs">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )

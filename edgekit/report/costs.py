@@ -1,9 +1,9 @@
 """What the operators of each file cost: lines for the terminal, a folded table for the page."""
 
-from collections.abc import Sequence
 from html import escape
 
 from edgekit.operators import Profile
+from edgekit.report.cells import plain_table
 from edgekit.report.compare import Comparison, Group
 from edgekit.report.rows import Row
 from edgekit.report.words import count
@@ -84,22 +84,14 @@ def _details(row: Row, profile: Profile) -> str:
         f"profiler, apart from the timed inferences. Together {profile.sum_us / 1e3:.3g} ms; the whole inference "
         f"took {profile.total_us / 1e3:.3g} ms there."
     )
+    heads = ("Layer", "Operator", "µs", "Share", *(["By"] if split else []))
+    of_kinds = plain_table(f"{row.name}: kinds", ("Kind", "Count", "µs", "Share"), kinds)
     return (
         f'<details class="operators"><summary>{name}: {count(len(costs), "operator")}, {most}</summary>\n'
-        f'<p class="facts">{how}</p>\n{_table(f"{row.name}: kinds", ("Kind", "Count", "µs", "Share"), kinds)}\n'
-        f"{_table(f'{row.name}: layers', ('Layer', 'Operator', 'µs', 'Share', *(['By'] if split else [])), costs)}"
-        "</details>"
+        f'<p class="facts">{how}</p>\n{of_kinds}\n'
+        f"{plain_table(f'{row.name}: layers', heads, costs)}</details>"
     )
 
 
 def _percent(profile: Profile, us: float) -> str:
     return f"{100 * profile.share(us):.1f} %"
-
-
-def _table(label: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table class="costs">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )

@@ -121,6 +121,8 @@
       dot.setAttribute("aria-label", `${points[i].name}: ${points[i].figures.map((f) => f.join(" ")).join("; ")}`);
       dot.addEventListener("focus", () => show(i));
       dot.addEventListener("blur", hide);
+      dot.addEventListener("click", () => select(box.closest("section"), points[i].name));
+      dot.addEventListener("keydown", (event) => { if (event.key === "Enter") select(box.closest("section"), points[i].name); });
     });
     chart.addEventListener("pointermove", (event) => {
       const [px, py] = d3.pointer(event, chart);
@@ -180,16 +182,50 @@
     });
   }
 
+  // A dot that is clicked marks its row, and a row its dot.
+  function select(section, name) {
+    for (const row of section.querySelectorAll("table.variants tbody tr")) {
+      const chosen = row.cells[0].dataset.order === name && !row.classList.contains("selected");
+      row.classList.toggle("selected", chosen);
+      if (chosen) row.scrollIntoView({ block: "nearest" });
+    }
+    mark(section);
+  }
+
+  function mark(section) {
+    const row = section.querySelector("table.variants tr.selected");
+    section.querySelectorAll('.scatter g[aria-label="dot"] circle').forEach((dot, i) => {
+      dot.classList.toggle("selected", !!row && groups[section.dataset.group].points[i].name === row.cells[0].dataset.order);
+    });
+  }
+
+  function filterable(table) {
+    const section = table.closest("section");
+    const field = element("input", "filter");
+    field.type = "search";
+    field.placeholder = "Filter, as int8 xnnpack";
+    field.setAttribute("aria-label", "Filter the variants");
+    const rows = [...table.tBodies[0].rows];
+    field.addEventListener("input", () => {
+      const words = field.value.toLowerCase().split(/\s+/);
+      for (const row of rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+    });
+    table.parentElement.before(field);
+    for (const row of rows) row.addEventListener("click", () => select(section, row.cells[0].dataset.order));
+  }
+
   function draw() {
     for (const section of document.querySelectorAll("section.group")) {
       const group = groups[section.dataset.group];
       const [plane, strip] = [section.querySelector(".scatter"), section.querySelector(".strips")];
       if (plane) scatter(plane, group);
+      if (plane) mark(section);
       if (strip) strips(strip, group.strips);
     }
   }
 
   document.querySelectorAll("table.variants").forEach(sortable);
+  document.querySelectorAll("table.variants").forEach(filterable);
   let width = document.body.clientWidth;
   draw();
   // Only a changed width needs new charts: a phone's address bar changes the height all the time.

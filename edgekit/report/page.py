@@ -10,7 +10,7 @@ from typing import Any
 
 from edgekit import __version__, files, units
 from edgekit.artifact import Artifact
-from edgekit.report import costs
+from edgekit.report import classes, costs
 from edgekit.report.cells import prose, table, typeset
 from edgekit.report.charts import chart_data
 from edgekit.report.compare import Comparison, Group
@@ -79,6 +79,7 @@ def _group(group: Group, index: int, groups: int) -> str:
     parts.append('<h3>Variants</h3>\n<div class="scroll" tabindex="0" role="region" aria-label="Variants">')
     parts.append(f"{table(group)}</div>")
     parts.append(_doubts(group))
+    parts.append(classes.section(group))
     parts.append(costs.section(group))
     if any(row.latency for row in group.rows):
         parts.append(_strips())
