@@ -115,7 +115,8 @@ def _compressed(source: "Source", variant: Variant) -> tuple[Any, Calibration | 
     bench = layers.bench(source, float_model, pixels)
     if strange := [name for name in variant.keep_float if name not in {one.name for one in bench.layers}]:
         known = [one.name for one in bench.layers]
-        raise UsageError(f"keep_float: the model has no layer {strange[0]!r}{nearest(strange[0], known)}")
+        cure = nearest(strange[0], known) or f"; its layers are {', '.join(known)}"
+        raise UsageError(f"keep_float: the model has no layer {strange[0]!r}{cure}")
     chosen = plan.choose(bench.judge(scheme.encode), variant.keep_float)
     record = replace(images.record, method="weight error") if images else None
     notes = chosen.notes() if images else (*chosen.notes(), "no images: layers were judged on noise")

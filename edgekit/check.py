@@ -37,6 +37,11 @@ def check(device: Device, progress: Progress, given: str = "") -> Checked:
     *given*: the address as the user gave it, or its name.
     """
     address = device.info.address
+    if "tflite" not in device.runtimes and "coreml" in device.runtimes:
+        raise DeviceError(
+            f"{address} runs coreml files, and the model of this check is none: edgekit bench FILE.mlpackage "
+            f"--device {address} --quick"
+        )
     if "tflite" not in device.runtimes:
         cure = f"edgekit device setup {shlex.quote(given or address)}"
         raise DeviceError(f"{address}: nothing there runs tflite files: {cure}")

@@ -22,6 +22,22 @@ from edgekit.mil.sums import SUMS
 from edgekit.mil.windows import WINDOWS
 
 OPERATORS: dict[str, Operator] = {**POINTWISE, **SHAPES, **SUMS, **WINDOWS}
+# They give numbers that they were given, or bounds: those of an fp16 program need no rounding.
+CHOOSING = (
+    *(
+        "clip",
+        "concat",
+        "expand_dims",
+        "identity",
+        "max_pool",
+        "pad",
+        "relu",
+        "reshape",
+        "slice_by_index",
+        "split",
+    ),
+    *("squeeze", "stack", "transpose"),
+)
 _BATCH_PIXELS = 2**17  # of the images that run at once: more waits for memory
 
 
@@ -61,7 +77,7 @@ class Reference:
     def values(self, given: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         """The variables of these names for one input, fp16 as fp32."""
         found = self._run(given, names)
-        return {name: _wide(found[name] if name in found else self._named[name]) for name in names}
+        return {name: found[name] if name in found else self._named[name] for name in names}
 
     def constant(self, name: str) -> Any:
         """A constant of the program by name, expanded; None where it is none."""
@@ -82,7 +98,7 @@ class Reference:
                 continue
             results = apply(operation.op_type, self.arguments(operation, values))
             for output, tensor in zip(operation.outputs, results, strict=True):
-                values[output.name] = tensor.to(dtype(output))
+                values[output.name] = _rounded(operation.op_type, tensor, dtype(output))
             for variable in _variables(operation):
                 if self._last[variable.name] == place and variable.name not in wanted:
                     values.pop(variable.name, None)
@@ -94,7 +110,7 @@ class Reference:
         # Constants first, by themselves: coremltools gives two without a name the same one.
         if id(variable) in self._constants:
             return self._constants[id(variable)]
-        return _wide(values[variable.name])
+        return values[variable.name]
 
 
 def reference(path: Path) -> Reference:
@@ -120,6 +136,13 @@ def dtype(variable: Any) -> torch.dtype:
     from coremltools.converters.mil.mil import types
 
     return DTYPES[types.builtin_to_string(variable.dtype)]
+
+
+def _rounded(kind: str, tensor: Tensor, wanted: torch.dtype) -> Tensor:
+    """The result as the program's type holds it; numbers of fp16 stay in fp32 until they are used."""
+    if wanted != torch.float16:
+        return tensor.to(wanted)
+    return tensor.float() if kind in CHOOSING else tensor.half().float()
 
 
 def _wide(value: Any) -> Any:
