@@ -1,4 +1,4 @@
-"""The whole flow: train, convert, bench, compare. What is done already is skipped."""
+"""The whole flow: train, prune, convert, bench, compare. What is done already is skipped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ from edgekit.data import names as data_names
 from edgekit.device import Progress
 from edgekit.errors import ArtifactError, CheckpointError, UsageError, unknown
 from edgekit.group import ALONE, Group
+from edgekit.prunestage import PruneStage
 from edgekit.recipe import Recipe, Variant
 from edgekit.report import Comparison
 from edgekit.runs import Run
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from edgekit.export import ExportSource
     from edgekit.preprocess import Pixels
 
-STAGES = ("train", "convert", "bench", "compare")
+STAGES = ("train", "prune", "convert", "bench", "compare")
 PARITY_IMAGES = 256
 
 
@@ -67,6 +68,8 @@ class Pipeline:
 
             resume = "train" not in force and (self.run.folder / "train").exists()
             setup.check(self.recipe.model, self.recipe.train, resume=resume, confirm=self.listener.confirm)
+        if "prune" in stages:
+            self.pruning.check()
         if "convert" in stages and ("train" in force or not all(map(self._converted, self.recipe.variant))):
             from edgekit import convert
 
@@ -79,8 +82,8 @@ class Pipeline:
     def trained(self) -> bool:
         if not self.run.is_done("train", self._train_key):
             return False
-        found = checkpoint.read(self.run.checkpoint)
-        weights = self.run.checkpoint / checkpoint.WEIGHTS
+        found = checkpoint.read(self.run.dense)
+        weights = self.run.dense / checkpoint.WEIGHTS
         if not weights.is_file() or files.sha256(weights) != found.weights_sha256:
             raise CheckpointError(
                 f"{weights} is missing or damaged: restore it, or train again with --force train"
@@ -90,24 +93,13 @@ class Pipeline:
     def guard(self, force: Sequence[str], *, may_resume: bool) -> None:
         """Raises UsageError where going on would replace a training that the user did not ask to replace."""
         self.run.check(self.source)
-        if "train" in force or self.trained():
-            return
-        state = self.run.state()
-        if state is not None and "train" in state.done:
-            raise UsageError(
-                f"{self.run.folder} was trained with other settings or other data: --force train trains again and "
-                "replaces it; --out gives this run a folder of its own"
-            )
-        if not may_resume and (self.run.folder / "train").exists():
-            raise UsageError(
-                f"{self.run.folder} holds a training that was cut off: --resume goes on with it, --force trains "
-                "anew, --out gives this one a folder of its own"
-            )
+        if "train" not in force and not self.trained():
+            self.run.guard(may_resume=may_resume)
 
     def train(self) -> None:
         if self.group.share(self.group.main and self.trained()):
             if self.group.main:  # on another machine there may be no such folder
-                self.listener.say(f"train: done already, {_accuracy(checkpoint.read(self.run.checkpoint))}")
+                self.listener.say(f"train: done already, {_accuracy(checkpoint.read(self.run.dense))}")
             return
         from edgekit.train import train
 
@@ -134,8 +126,12 @@ class Pipeline:
                 f"train: {_accuracy(made)}; curves and confusion matrix in {self.run.folder / 'train'}"
             )
 
+    @cached_property
+    def pruning(self) -> PruneStage:
+        return PruneStage(self.run, self.recipe, self.listener, self._train_key, lambda: self.dataset)
+
     def _convert_key(self, variant: Variant) -> str:
-        trained = checkpoint.read(self.run.checkpoint)
+        trained = checkpoint.read(self.pruning.checkpoint)
         return files.sha256_of([trained.weights_sha256, encode(variant, defaults=False), __version__])
 
     def _path(self, variant: Variant) -> Path:
@@ -145,7 +141,7 @@ class Pipeline:
         return path_of(variant, converter(variant.target).suffix, self.run.artifacts)
 
     def _converted(self, variant: Variant) -> bool:
-        if not self.trained():
+        if not self.trained() or not self.pruning.done():
             return False
         if not self.run.is_done(f"convert/{variant.name}", self._convert_key(variant)):
             return False
@@ -161,7 +157,7 @@ class Pipeline:
         """What is converted, and the images for parity."""
         from edgekit.export import from_checkpoint
 
-        trained, augment = checkpoint.read(self.run.checkpoint), self.recipe.train.augment
+        trained, augment = checkpoint.read(self.pruning.checkpoint), self.recipe.train.augment
         source = from_checkpoint(trained, self.dataset.train, self.dataset.val, augment)
         return source, self.dataset.val.sample(PARITY_IMAGES)
 
@@ -207,7 +203,7 @@ class Pipeline:
         spec = self.recipe.report
         comparison = report.compare(found, made, reference=spec.reference, allow_invalid=allow_invalid)
         title = spec.title or self.recipe.description or self.run.folder.name
-        trained = checkpoint.read(self.run.checkpoint)
+        trained = checkpoint.read(self.pruning.checkpoint)
         provenance = {
             "Recipe": str(self.run.folder / runs.RECIPE),
             "Model": f"{trained.model.name}, width {trained.model.width:g}",
@@ -260,10 +256,13 @@ def run(
         folder.begin(name, source, text)
         for stage in force:
             folder.forget(stage)
-            if stage == "train":
-                files.remove(folder.folder / "train")
+            if stage in ("train", "prune"):
+                files.remove(folder.folder / stage)
         pipeline.train()
         if until == "train":
+            return folder, None
+        pipeline.pruning.prune()
+        if until == "prune":
             return folder, None
         made = pipeline.convert()
         if until == "convert":

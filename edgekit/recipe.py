@@ -4,12 +4,14 @@ import json
 import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
 from edgekit import plugins
 from edgekit.errors import RecipeError, UsageError, nearest
 from edgekit.preprocess import Preprocess
+from edgekit.prunespec import PruneSpec
 from edgekit.schema import Between, SchemaError, decode, encode
 from edgekit.trainspec import IMAGENET, Count, NotNegative, QatSpec, TrainSpec
 
@@ -32,6 +34,8 @@ class ModelSpec:
     images of 32 to 64 pixels. What is None is as the architecture has it.
 
     ``padding = "same"`` is TensorFlow's rule; ``drop_path`` the share of residual branches dropped at the end.
+    ``channels``: of a pruned model, the channels that a layer takes and gives, by its name, where they are fewer
+    than the architecture's.
     """
 
     name: str
@@ -43,6 +47,7 @@ class ModelSpec:
     activation: Activation | None = None
     squeeze_excite: bool | None = None
     padding: Padding | None = None
+    channels: dict[str, tuple[Count, Count]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,6 +203,7 @@ class Recipe:
     model: ModelSpec
     data: DataSpec
     train: TrainSpec
+    prune: tuple[PruneSpec, ...] = ()
     variant: tuple[Variant, ...] = ()
     bench: BenchSpec = field(default_factory=BenchSpec)
     report: ReportSpec = field(default_factory=ReportSpec)
@@ -206,6 +212,9 @@ class Recipe:
         names = [variant.name for variant in self.variant]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"variant: {', '.join(twice)} stands twice")
+        kept = [one.keep_macs for one in self.prune if one.keep_macs is not None]
+        if any(after >= before for before, after in pairwise(kept)):
+            raise ValueError(f"prune: each keep_macs must be less than the one before, not {kept}")
         if (reference := self.report.reference) and reference not in names:
             choices = f"; choose from {', '.join(names)}{nearest(reference, names)}" if names else ""
             raise ValueError(f"report.reference: {reference!r} is no variant of this recipe{choices}")
@@ -257,13 +266,18 @@ def from_anywhere(recipe: Recipe) -> Recipe:
         train = replace(train, finetune=replace(train.finetune, weights=_absolute(train.finetune.weights)))
     if train.distill:
         train = replace(train, distill=replace(train.distill, teacher=_absolute(train.distill.teacher)))
-    path, colon, function = recipe.model.name.rpartition(":")
-    name = recipe.model.name  # a folder may be called like a model
+    return replace(recipe, train=train, model=absolute(recipe.model))
+
+
+def absolute(model: ModelSpec) -> ModelSpec:
+    """The model with the absolute path of its file."""
+    path, colon, function = model.name.rpartition(":")
+    name = model.name  # a folder may be called like a model
     if path.endswith(".py"):
         name = f"{_absolute(path)}{colon}{function}"
     elif name.endswith(".pt2"):
         name = _absolute(name)
-    return replace(recipe, train=train, model=replace(recipe.model, name=name))
+    return replace(model, name=name)
 
 
 def _absolute(name: str) -> str:
@@ -278,8 +292,11 @@ def for_model(
 
     With *weights* it fine-tunes: the last layer first, then all of the network, at a lower rate.
     """
-    options = [f"{key} = {json.dumps(value)}" for key, value in encode(model, defaults=False).items()]
-    lines = ["[model]", *options, "", "[data]", f"source = {json.dumps(source)}", ""]
+    options, tables = encode(model, defaults=False), []
+    if channels := options.pop("channels", None):
+        tables = ["", "[model.channels]", *(f"{json.dumps(key)} = {value}" for key, value in channels.items())]
+    lines = ["[model]", *(f"{key} = {json.dumps(value)}" for key, value in options.items()), *tables]
+    lines += ["", "[data]", f"source = {json.dumps(source)}", ""]
     lines += ["[data.preprocess]", f"height = {contract.height}", f"width = {contract.width}"]
     lines += [
         f"{key} = {json.dumps(value)}"

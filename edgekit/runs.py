@@ -3,6 +3,7 @@
 recipe.toml    a copy of the recipe
 run.json       the data's source, and per finished stage the key of what it was made from
 train/         best/ and last/ checkpoints, metrics.jsonl
+prune/N/       of a recipe with [[prune]]: its N-th section's, with train/best as above
 artifacts/     model files with their sidecars
 results/ADDR/  one result an artifact
 report.html
@@ -26,7 +27,7 @@ from edgekit.result import Result
 from edgekit.schema import SchemaError, decode, encode
 
 FORMAT = 1
-RECIPE, STATE, CHECKPOINT = "recipe.toml", "run.json", Path("train", "best")
+RECIPE, STATE, PRUNE, CHECKPOINT = "recipe.toml", "run.json", "prune", Path("train", "best")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,8 +45,18 @@ class Run:
     folder: Path
 
     @property
-    def checkpoint(self) -> Path:
+    def dense(self) -> Path:
+        """The trained network before any pruning."""
         return self.folder / CHECKPOINT
+
+    def pruned(self, number: int) -> Path:
+        """What the recipe's pruning of that number, from 1 on, leaves; 0 is the dense network."""
+        return self.folder / PRUNE / str(number) / CHECKPOINT if number else self.dense
+
+    @property
+    def checkpoint(self) -> Path:
+        """What is converted: the trained network, after the recipe's last pruning."""
+        return self.pruned(len(self.recipe().prune) if (self.folder / RECIPE).is_file() else 0)
 
     @property
     def artifacts(self) -> Path:
@@ -103,6 +114,23 @@ class Run:
         state = self.state()
         assert state is not None
         self._write(replace(state, done={**state.done, item: key}))
+
+    def guard(self, *, may_resume: bool) -> None:
+        """Raises UsageError where going on would replace a training that the user did not ask to replace.
+
+        For a run whose training is not the one that is wanted, or not done.
+        """
+        state = self.state()
+        if state is not None and "train" in state.done:
+            raise UsageError(
+                f"{self.folder} was trained with other settings or other data: --force train trains again and "
+                "replaces it; --out gives this run a folder of its own"
+            )
+        if not may_resume and (self.folder / "train").exists():
+            raise UsageError(
+                f"{self.folder} holds a training that was cut off: --resume goes on with it, --force trains "
+                "anew, --out gives this one a folder of its own"
+            )
 
     def forget(self, stage: str) -> None:
         """Make a stage and its items undone."""

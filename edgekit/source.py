@@ -106,11 +106,7 @@ def _from_folder(path: Path, confirm: Callable[[str], bool]) -> Found:
             lessons=lambda: lessons(load().train, load().classes, source.labels, run.recipe().train.augment),
         )
         return Found(source=lazy, name=path.resolve().name)
-    if not (path / checkpoint.DESCRIPTION).is_file():
-        raise CheckpointError(
-            f"{path} is neither a run nor a checkpoint: it holds no run.json and no {checkpoint.DESCRIPTION}"
-        )
-    return Found(source=from_checkpoint(checkpoint.read(path), None), name=path.resolve().name)
+    return Found(source=from_checkpoint(checkpoint.find(path), None), name=path.resolve().name)
 
 
 def _from_keras(

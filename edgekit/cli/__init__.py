@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from edgekit import __version__
 
 COMMANDS = {
-    "run": "the whole flow: train, convert, bench, compare; finished stages are skipped",
+    "run": "the whole flow: train, prune, convert, bench, compare; finished stages are skipped",
     "train": "train a recipe's model, or a model by name, on a folder of images",
+    "prune": "remove channels until a share of the work or of the time is left, and train again",
     "convert": "turn a trained model into TFLite, Core ML or ONNX files, checked for parity",
     "bench": "measure files on a device: latency with a verdict, accuracy on real images",
     "compare": "say which file to ship, and whether the differences are real",

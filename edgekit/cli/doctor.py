@@ -18,6 +18,7 @@ FEATURES = (
     ("convert to coreml", "coreml", ("torch", "coremltools")),
     ("convert to onnx", "onnx", ("torch", "onnx", "onnxscript")),
     ("run onnx files", "onnx", ("onnxruntime",)),
+    ("prune", "prune", ("torch", "torch-pruning")),
     ("devices over ssh", "ssh", ("asyncssh",)),
 )
 

@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_wait(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder; default runs/RECIPE")
-    parser.add_argument("--until", default="compare", metavar="STAGE", help="train, convert, bench or compare")
+    parser.add_argument(
+        "--until", default="compare", metavar="STAGE", help="train, prune, convert, bench, compare"
+    )
     parser.add_argument("--force", action="append", default=[], metavar="STAGE", help="redo a stage (repeatable)")
     parser.add_argument("--allow-invalid", action="store_true", help="rank latencies that do not count, too")
     add_json(parser)
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         allow_invalid=args.allow_invalid,
         method=Method(wait_s=wait_seconds(args.wait)),
     )
-    over = pipeline.over_budget(folder) if args.until != "train" else []
+    over = pipeline.over_budget(folder) if args.until not in ("train", "prune") else []
     for artifact in over:
         assert artifact.repair is not None
         terminal.say(

@@ -58,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
         )
     if not processes.main:
         return 0
-    trained = checkpoint.read(folder.checkpoint)
-    write_json(args.json, {"checkpoint": str(folder.checkpoint), **asdict(trained)["metrics"]})
+    trained = checkpoint.read(folder.dense)
+    write_json(args.json, {"checkpoint": str(folder.dense), **asdict(trained)["metrics"]})
     if args.json != "-":
-        print(f"checkpoint: {folder.checkpoint}")
+        print(f"checkpoint: {folder.dense}")
     return 0
 
 

@@ -49,12 +49,19 @@ def build(spec: ModelSpec, classes: int, side: int | None = None) -> "nn.Module"
     check(spec)
     require("torch", feature="Building a model", extra="train")
     if spec.name not in BUILT_IN:
-        return foreign.build(spec.name, classes, side)
+        return _narrowed(foreign.build(spec.name, classes, side), spec)
     found = BUILT_IN[spec.name]
     architecture = getattr(importlib.import_module(f"edgekit.models.{found.module}"), found.architecture)
     options = {option: getattr(spec, option) for option in found.options}
     given = {option: value for option, value in options.items() if value is not None}
-    model: nn.Module = architecture(classes=classes, **found.arguments, **given)
+    return _narrowed(architecture(classes=classes, **found.arguments, **given), spec)
+
+
+def _narrowed(model: "nn.Module", spec: ModelSpec) -> "nn.Module":
+    if spec.channels:
+        from edgekit.models.channels import narrow_
+
+        narrow_(model, spec.channels, spec.name)
     return model
 
 
@@ -91,7 +98,7 @@ def side_of(preprocess: Preprocess) -> int | None:
 def _options(spec: ModelSpec) -> None:
     """Options that a model does not have must not be dropped in silence."""
     default, taken = ModelSpec(name=spec.name), BUILT_IN[spec.name].options if spec.name in BUILT_IN else ()
-    for option in (field.name for field in fields(spec) if field.name not in ("name", *taken)):
+    for option in (field.name for field in fields(spec) if field.name not in ("name", "channels", *taken)):
         if (value := getattr(spec, option)) == getattr(default, option):
             continue
         takers = [name for name, entry in BUILT_IN.items() if option in entry.options]

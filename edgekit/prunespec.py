@@ -1,0 +1,42 @@
+"""A section ``[[prune]]`` of a recipe: how narrow the network becomes, and how it learns again."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from edgekit.schema import Between
+from edgekit.trainspec import Count, Positive, Share
+
+Importance = Literal["taylor", "magnitude", "bn", "lamp"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PruneSpec:
+    """Channels are removed until ``keep_macs`` of the dense network's multiply-accumulates are left, or until it
+    takes ``keep_latency`` of the dense one's time on ``device``.
+
+    ``importance``: ``taylor`` is by what the loss would lose, of ``images`` training images; ``magnitude`` by the
+    weights, ``bn`` by batch norm's scales, ``lamp`` by the weights that are left beside. ``scope``: channels
+    compete over the whole network, or each layer loses the same share. Widths are multiples of ``round_to``.
+    In ``steps``, with ``recovery_epochs`` of training after each but the last; then ``epochs`` of it.
+    ``learning_rate``: of both, without it a fifth of the training's. ``distill``: the dense network's share in
+    the loss, at ``temperature``. ``spare``: layers that keep what they give.
+    """
+
+    keep_macs: Annotated[float, Between(0.001, 1.0)] | None = None
+    keep_latency: Annotated[float, Between(0.01, 1.0)] | None = None
+    device: str = "local"
+    importance: Importance = "taylor"
+    scope: Literal["global", "layer"] = "global"
+    steps: Annotated[int, Between(1, 100)] = 1
+    epochs: Annotated[int, Between(0)] = 10
+    recovery_epochs: Annotated[int, Between(0)] = 1
+    learning_rate: Positive | None = None
+    distill: Share = 0.5
+    temperature: Positive = 4.0
+    round_to: Annotated[int, Between(1, 64)] = 8
+    images: Count = 1024
+    spare: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.keep_macs is None) == (self.keep_latency is None):
+            raise ValueError("a pruning has one budget: give keep_macs or keep_latency")
