@@ -1,6 +1,7 @@
 """Every recipe in recipes/, and the yardstick in benchmarks/: sound, consistent, and it trains a real step."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,16 @@ def test_the_recipes_of_a_family(family: str) -> None:
     assert small.train.finetune is None
     assert large.train.finetune is None
     assert tuned.train.finetune is not None
+
+
+@pytest.mark.parametrize("family", ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0"])
+def test_a_pruned_recipe_is_the_dense_one_and_a_schedule(family: str) -> None:
+    found, dense = part_of("pruned", family), part_of("cifar10", family)
+    assert replace(found, prune=(), description="") == replace(dense, description="")
+    [spec] = found.prune
+    assert (spec.keep_macs, spec.steps) == (0.5, 4)
+    total = dense.train.epochs + (spec.steps - 1) * spec.recovery_epochs + spec.epochs
+    assert f"{total} epochs" in found.description
 
 
 @pytest.mark.parametrize("kind", ["cifar10", "finetune"])

@@ -93,6 +93,8 @@ def prune(
         ]
     )
     state = read(out)
+    if state is not None and not state.steps:  # nothing was done yet, as for a budget out of reach
+        state = None
     if state is not None and state.key != key:
         raise UsageError(
             f"{out} holds a pruning of another network, or with other settings or data: give another --out, or "
