@@ -12,13 +12,14 @@ from edgekit import checkpoint, models
 from edgekit.checkpoint import Checkpoint
 from edgekit.errors import UsageError
 from edgekit.models.cost import cost
+from edgekit.models.layers import last_layer
 from edgekit.preprocess import preset
 from edgekit.prune import budget, importance, surgery
 from edgekit.prune.groups import Graph, trace
 from edgekit.recipe import ModelSpec
 from edgekit.schema import decode, encode
 
-SIDE = 32
+SIDE, WIDTH = 32, 0.5
 FAMILIES = (
     "mobilenet_v1",
     "mobilenet_v2",
@@ -31,7 +32,7 @@ LABELS = tuple("abcdefghij")
 
 
 @cache
-def network(name: str, width: float = 1.0) -> nn.Module:
+def network(name: str, width: float = WIDTH) -> nn.Module:
     """With random weights, and batch norms that have seen noise: without, the answers vanish."""
     torch.manual_seed(0)
     options = {} if ":" in name else {"width": width}
@@ -41,13 +42,14 @@ def network(name: str, width: float = 1.0) -> nn.Module:
         norm.momentum = None  # plain means
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.uniform_(norm.bias, 0.1, 0.5)
+    nn.init.normal_(weight(model, last_layer(model)), std=0.3)
     with torch.no_grad():
         model.train()(torch.randn(8, 3, SIDE, SIDE))
     return model.eval()
 
 
 @cache
-def graph(name: str, width: float = 1.0) -> Graph:
+def graph(name: str, width: float = WIDTH) -> Graph:
     return trace(network(name, width), SIDE, SIDE, name)
 
 
@@ -91,9 +93,9 @@ def test_every_family_is_pruned_to_half_and_to_30_percent(name: str) -> None:
             assert kept > 0
         wanted = answers(surgery.masked(dense, found.groups, plan.kept))
         spread = float((wanted - wanted.mean(0)).abs().max())
-        assert spread > 1e-3  # the images are told apart: equal answers mean something
+        assert spread > 1e-2  # the images are told apart: equal answers mean something
         assert float((answers(small) - wanted).abs().max()) < 1e-5 * max(1.0, float(wanted.abs().max()))
-        assert float((whole - wanted).abs().max()) > 1e-3
+        assert float((whole - wanted).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -112,7 +114,7 @@ def test_the_masked_twin_gives_zero_where_the_pruned_network_has_no_channel(name
 def test_a_pruned_checkpoint_is_an_ordinary_one(name: str, tmp_path: Path) -> None:
     dense, found = network(name), graph(name)
     small = surgery.pruned(dense, found.groups, chosen(found, 0.5).kept)
-    spec = ModelSpec(name=name, channels=surgery.table(small, dense))
+    spec = ModelSpec(name=name, width=WIDTH, channels=surgery.table(small, dense))
     contract = preset("imagenet", SIDE, SIDE)
     described = Checkpoint(model=spec, classes=LABELS, preprocess=contract)
     checkpoint.write(tmp_path / "small", described, small.state_dict())
@@ -147,7 +149,7 @@ def test_the_first_the_last_and_spared_layers_keep_what_they_give() -> None:
     small = surgery.pruned(dense, found.groups, chosen(found, 0.5).kept)
     for layer in ("features.0.0", "classifier", "features.18.0", "features.3.layers.0.0", "features.3.layers.2.0"):
         assert len(weight(small, layer)) == len(weight(dense, layer))
-    assert found.left["features.1.layers.0.0"] == "tied to features.0.0"  # the depthwise one after it
+    assert found.left["features.0.0"] == "the first layer"
     assert found.left["features.18.0"] == "spared"
     assert found.left["classifier"] == "the last layer"
     assert cost(small, SIDE, SIDE).macs <= 0.5 * found.macs
@@ -159,8 +161,7 @@ def test_without_a_scope_over_the_network_each_layer_loses_the_same_share() -> N
     shares = [len(plan.kept[g.name]) / g.width for g in found.groups if g.width >= 256]
     assert max(shares) - min(shares) <= 0.05
     free = chosen(found, 0.5)
-    shares = [len(free.kept[g.name]) / g.width for g in found.groups if g.width >= 256]
-    assert max(shares) - min(shares) > 0.2
+    assert [*map(len, free.kept.values())] != [*map(len, plan.kept.values())]
 
 
 @pytest.mark.parametrize("kind", ["magnitude", "bn", "lamp"])
@@ -207,7 +208,10 @@ def test_taylor_importance_is_what_the_loss_would_lose() -> None:
 def test_a_narrow_network_meets_the_budget_by_finer_widths_and_says_which() -> None:
     found = graph("mobilenet_v1", 0.1)
     assert {group.width for group in found.groups} <= {8, 16, 24, 32, 48, 56, 104}
-    for percent in range(40, 96, 5):
+    scores, _ = importance.scores(found, nn.Identity(), "magnitude")
+    least = budget.least(found, scores, budget.floors(found, 8)) / found.macs
+    assert 0.4 < least < 0.6
+    for percent in range(60, 96, 5):
         plan = chosen(found, percent / 100)
         assert abs(plan.macs / found.macs - percent / 100) <= 0.01 * percent / 100
         odd = {n for n, k in plan.kept.items() if len(k) % 8 and len(k) != graph_width(found, n)}
@@ -230,7 +234,7 @@ def test_layers_that_do_not_exist_are_named() -> None:
     ("channels", "fault"),
     [
         ({"features.1.layers.9.0": (8, 8)}, "has no layer 'features.1.layers.9.0'"),
-        ({"features.1.layers.1.0": (4000, 8)}, r"cannot have \(4000, 8\) channels of \(16, 16\)"),
+        ({"features.1.layers.1.0": (4000, 8)}, r"cannot have \(4000, 8\) channels of \(16, 8\)"),
         ({"features.1.layers.0.0": (8, 16)}, r"cannot have \(8, 16\)"),
     ],
 )
@@ -239,8 +243,8 @@ def test_a_table_of_channels_that_does_not_fit_is_told(channels: dict[str, tuple
         models.build(ModelSpec(name="mobilenet_v2", width=0.5, channels=channels), 10)
 
 
-class Cut(nn.Module):
-    """A path that autograd does not see: `detach`."""
+class Hard(nn.Module):
+    """Its code has a number of channels in it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -248,42 +252,36 @@ class Cut(nn.Module):
         self.last = nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.second(self.first(x).relu()).relu().detach()
-        y = self.third(y)  # the line that fails
-        logits: Tensor = self.last(y.mean((2, 3)))
+        y = self.second(self.first(x).relu()).relu()
+        y = y + torch.zeros(1, 32, 1, 1)  # the line that fails
+        logits: Tensor = self.last(self.third(y).mean((2, 3)))
         return logits
 
 
-class Shuffled(nn.Module):
-    """Channels of two halves in turn, as ShuffleNet has them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1)
-        self.last = nn.Linear(32, 10)
+class Cut(Hard):
+    """A path that autograd does not see."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.second(self.first(x).relu())
-        y = y.view(len(y), 2, 16, SIDE, SIDE).transpose(1, 2).reshape(len(y), 32, SIDE, SIDE)
+        y = self.third(self.second(self.first(x).relu()).relu().detach())
         logits: Tensor = self.last(y.mean((2, 3)))
         return logits
 
 
 def test_a_graph_that_cannot_be_followed_is_told_with_module_and_line() -> None:
-    model = Cut().eval()
-    found = trace(model, SIDE, SIDE, "cut.py:build")
-    plan = {group.name: range(8) for group in found.groups}
-    if plan:
-        with pytest.raises(
-            UsageError, match=rf"cut\.py:build cannot be followed at .*{Path(__file__).name}, line"
-        ):
-            surgery.check(model, found.groups, plan, SIDE, SIDE, "cut.py:build")
-    else:
-        assert "second" not in {group.name for group in found.groups}
-    with pytest.raises(UsageError, match=rf"after second \(.*{Path(__file__).name}, line \d+\)"):
-        trace(Shuffled(), SIDE, SIDE, "shuffled.py:build")
+    model = Hard().eval()
+    found = trace(model, SIDE, SIDE, "hard.py:build")
+    here = rf"hard\.py:build cannot be followed at second: .*{Path(__file__).name}, line \d+\); .*--spare second"
+    with pytest.raises(UsageError, match=here):
+        surgery.check(model, found.groups, {"second": range(8)}, SIDE, SIDE, "hard.py:build")
+    cut = trace(Cut(), SIDE, SIDE, "cut.py:build")
+    assert {group.name for group in cut.groups} == {"third"}
+    assert cut.left["second"] == cut.left["first"] == "out of autograd's sight"
+    name = "torchvision:shufflenet_v2_x0_5"  # a shuffle of channels, which torch-pruning takes for something else
+    with pytest.raises(UsageError, match=r"after stage\d.+ \(.*shufflenetv2\.py, line \d+\)"):
+        trace(network(name), SIDE, SIDE, name)
 
 
+@pytest.mark.slow
 def test_models_of_torchvision_are_pruned_and_grouped_convolutions_stay() -> None:
     for name in ("torchvision:resnet18", "torchvision:regnet_x_400mf"):
         model, found = network(name), graph(name)

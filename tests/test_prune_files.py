@@ -12,13 +12,11 @@ from edgekit.export import from_checkpoint
 from edgekit.preprocess import preset
 from edgekit.prune import surgery
 from edgekit.recipe import ModelSpec, Variant
-from tests.test_prune import FAMILIES, LABELS, SIDE, chosen, graph, network
-
-WIDTH = 0.5
+from tests.test_prune import FAMILIES, LABELS, SIDE, WIDTH, chosen, graph, network
 
 
 def pruned(name: str, share: float, folder: Path) -> Checkpoint:
-    dense, found = network(name, WIDTH), graph(name, WIDTH)
+    dense, found = network(name), graph(name)
     small = surgery.pruned(dense, found.groups, chosen(found, share, scope="layer").kept)
     spec = ModelSpec(name=name, width=WIDTH, channels=surgery.table(small, dense))
     described = Checkpoint(model=spec, classes=LABELS, preprocess=preset("imagenet", SIDE, SIDE))
@@ -40,7 +38,7 @@ def converted(found: Checkpoint, target: str, out: Path) -> float:
 def test_every_family_at_half_is_converted_to_tflite(name: str, tmp_path: Path) -> None:
     found = pruned(name, 0.5, tmp_path / "net")
     assert converted(found, "tflite", tmp_path / "files") > 80
-    dense = sum(p.numel() for p in network(name, WIDTH).parameters())
+    dense = sum(p.numel() for p in network(name).parameters())
     left = sum(p.numel() for p in models.restore(found).parameters())
     size = (tmp_path / "files" / "tflite-fp32.tflite").stat().st_size
     assert left < 0.8 * dense

@@ -11,6 +11,7 @@ from torch import Tensor
 from edgekit.prune.groups import Graph, Group
 
 CLOSE = 0.01  # a budget is met within this share of it
+Order = Literal["cost", "worth", "share"]
 FLOOR = 0.1  # of a group's channels that stay in any case
 
 
@@ -123,10 +124,11 @@ def choose(
     step, and so on. Globally the channels go first that are worth least, *by_cost* for what they cost.
     """
     widths = Widths(graph, scores, lowest)
+    order: Order = "share" if scope == "layer" else "cost" if by_cost else "worth"
     if scope == "layer":
         _same_share(widths, budget, step)
     for finer in dict.fromkeys([step, *_halves(step)]):
-        _shrink(widths, budget, finer, by_cost)
+        _shrink(widths, budget, finer, order)
         if widths.macs <= budget or _exchange(widths, budget, finer):
             break
     return widths.plan(step)
@@ -138,15 +140,26 @@ def _halves(step: int) -> Iterator[int]:
         yield step
 
 
-def _shrink(widths: Widths, budget: int, step: int, by_cost: bool) -> None:
-    """Remove block after block, never to below 99 % of the budget, until it is met or no block fits."""
+def _shrink(widths: Widths, budget: int, step: int, order: Order) -> None:
+    """Remove block after block, never to below 99 % of the budget, until it is met or no block fits.
+
+    First goes what is worth least, in itself or for its cost, or what is left the largest share.
+    """
     lowest = (1 - CLOSE) * budget
     while widths.macs > budget:
         options = []
         for name in widths.now:
             count = widths.down(name, step)
             if count and 0 < (saved := widths.saving(name, count)) <= widths.macs - lowest:
-                options.append((widths.loss(name, count) / (saved if by_cost else count), name, count))
+                loss = widths.loss(name, count)
+                match order:
+                    case "cost":
+                        rank = loss / saved
+                    case "worth":
+                        rank = loss / count
+                    case "share":
+                        rank = -widths.now[name] / widths.full[name]
+                options.append((rank, name, count))
         if not options:
             return
         _, name, count = min(options)

@@ -32,7 +32,7 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """*name*: the layer that gives its channels first. *items*: torch-pruning's own group."""
+    """*name*: the layer that gives its channels, the first of several. *items*: torch-pruning's own group."""
 
     name: str
     width: int
@@ -89,13 +89,15 @@ def trace(model: nn.Module, height: int, width: int, name: str, *, spare: Sequen
                 raise UsageError(f"the graph of {name} cannot be followed: {untraced(error, names)}") from error
     groups, left = [], dict[str, str]()
     for items in found:
-        root = names[items[0].dep.target.module]
-        reason, members = _members(graph, items, names, spared, tp)
+        first = _first(graph, items, names, layers)
+        reason, members = _members(graph, items, names, first, spared, tp)
         if reason:
-            left[root] = reason
+            left[first] = reason
         else:
-            groups.append(Group(name=root, width=len(items[0].idxs), members=members, items=items))
+            groups.append(Group(name=first, width=len(items[0].idxs), members=members, items=items))
     _check_disjoint(groups, name)
+    seen = {names.get(item.dep.target.module) for items in found for item in items}
+    left |= {layer: "out of autograd's sight" for layer in layers if layer not in seen}
     return Graph(groups=tuple(groups), layers=layers, left=left)
 
 
@@ -150,8 +152,20 @@ def _some(layers: dict[str, Layer]) -> str:
     return f"{', '.join(shown)} and {len(layers) - 5} more" if len(layers) > 5 else ", ".join(shown)
 
 
+def _first(graph: Any, items: Any, names: dict[nn.Module, str], layers: dict[str, Layer]) -> str:
+    """The layer that gives the channels, of several the one that runs first."""
+    order = {layer: place for place, layer in enumerate(layers)}
+    root = names[items[0].dep.target.module]
+    found = [
+        names[item.dep.target.module]
+        for item in items
+        if item.dep.target.module in names and graph.is_out_channel_pruning_fn(item.dep.handler)
+    ]
+    return min((layer for layer in found if layer in order), key=order.__getitem__, default=root)
+
+
 def _members(
-    graph: Any, items: Any, names: dict[nn.Module, str], spared: dict[str, str], tp: Any
+    graph: Any, items: Any, names: dict[nn.Module, str], first: str, spared: dict[str, str], tp: Any
 ) -> tuple[str, tuple[Member, ...]]:
     """Why the group is left as it is, or its members."""
     members: dict[tuple[str, str], Member] = {}
@@ -171,7 +185,7 @@ def _members(
             return f"tied to {layer}, a {type(module).__name__}{_grouped(module)}", ()
         side = "both" if channels.tied(module) else "gives" if gives else "takes"
         if layer in spared and side != "takes":
-            return spared[layer] if layer == names[items[0].dep.target.module] else f"tied to {layer}", ()
+            return spared[layer] if layer == first else f"tied to {layer}", ()
         places: list[list[int]] = [[] for _ in range(width)]
         for place, root in zip(item.idxs, item.root_idxs, strict=True):
             if root is None:
