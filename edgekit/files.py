@@ -13,6 +13,11 @@ from typing import Any
 from edgekit.errors import UsageError
 
 
+def cache() -> Path:
+    """The user's folder for what can be made or fetched again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "edgekit"
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside *path* to write a file or a folder to; it takes *path*'s place at the end.

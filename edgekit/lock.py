@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from edgekit import files
 from edgekit.errors import DeviceBusy
 
 POLL_S = 1.0
@@ -28,7 +29,7 @@ def local_lock() -> Path:
     """The file that a bench on this machine holds. Several users may share one: EDGEKIT_LOCK."""
     if given := os.environ.get("EDGEKIT_LOCK"):
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekit" / "local.lock"
+    return files.cache() / "local.lock"
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit import benchmark_model, phone, preflight
+from edgekit import benchmark_model, phone, phone_tool, preflight
 from edgekit.benchmark_model import Told
 from edgekit.device import BenchJob, Entry, Interrupted, Outcome, Progress
 from edgekit.errors import DeviceBusy, DeviceError, UsageError
@@ -284,9 +284,7 @@ class PhoneDevice:
 
 def open_phone(transport: Transport, options: Options, facts: Facts) -> PhoneDevice:
     """The phone behind a connected transport, the tool brought there. Raises UsageError or DeviceError."""
-    source = Path(options.benchmark_model).expanduser()
-    if not source.is_file():
-        raise UsageError(f"benchmark_model is {options.benchmark_model!r}: no such file here")
+    source = phone_tool.here(options.benchmark_model, transport.address)
     if found := [fault for fault in preflight.faults(facts) if "Python" not in fault]:
         raise DeviceError(f"{transport.address}: {'; '.join(found)}")
     seen = phone.look(transport)

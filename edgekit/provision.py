@@ -6,7 +6,6 @@ unpacked into a folder that the agent's PYTHONPATH names; nothing else on the ma
 
 import hashlib
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -80,7 +79,7 @@ def plan(facts: Facts, runtime: Runtime, address: str, cache: Path | None = None
     """What is to be installed; its wheels are fetched here. Raises DeviceError when they cannot be."""
     requirements = [_pinned(one) for one in runtime.requirements]
     named = json.dumps([requirements, runtime.python.minor, runtime.tags])
-    root = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekit" / "wheels"
+    root = cache or files.cache() / "wheels"
     folder = root / hashlib.sha256(named.encode()).hexdigest()[:16]
     if not folder.is_dir():
         _fetch(requirements, runtime, folder, address)

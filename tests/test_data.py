@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgekit import data
-from edgekit.data import cifar10, listing, memory
+from edgekit import data, files
+from edgekit.data import listing, memory
 from edgekit.errors import DataError
 from edgekit.preprocess import Preprocess
 from edgekit.recipe import DataSpec
@@ -401,4 +401,4 @@ def test_cifar10_is_downloaded_only_after_a_yes(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(DataError, match="was not downloaded: agree to the download at a terminal, or give"):
             data.load(spec("cifar10"), confirm=confirm)
     assert asked == [f"Download CIFAR-10 (170 MB, cs.toronto.edu) to {tmp_path / 'edgekit'}?"]
-    assert cifar10.home() == tmp_path / "edgekit"
+    assert files.cache() == tmp_path / "edgekit"

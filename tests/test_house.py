@@ -39,7 +39,7 @@ ORDER = (
     "bench",
     "together",
     "prune",
-    "phone",
+    "phone phone_tool",
     "remote phone_shell phone_device",
     "provision check mac",
     "report",

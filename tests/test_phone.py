@@ -7,14 +7,17 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import groupby
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from edgekit import benchmark_model, inventory, phone, processor, result
+from edgekit import benchmark_model, files, inventory, phone, processor, result
 from edgekit.benchmark_model import delegation, failure, parse_result, parse_text
 from edgekit.cli import main
 from edgekit.device import Device, Interrupted, Outcome, open_device
@@ -26,6 +29,7 @@ from edgekit.processor import Cluster
 from tests import tiny_models
 from tests.adb_devices import Board, needs_adbd, running
 from tests.test_adb import benched
+from tests.test_cli import Told
 from tests.test_devices import job_of, quiet
 from tests.test_transport import gone
 
@@ -278,6 +282,33 @@ class TestOverAdb:
             opened(board, tool).wait(0.0, quiet)
         assert not [one.name for one in lock.parent.iterdir() if "now" in one.name]
         shutil.rmtree(lock)
+
+    def test_a_tool_from_the_network_is_held_against_its_hash(
+        self, board: Board, tool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        digest, handler = files.sha256(tool), partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+        monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *words: None)
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            Thread(target=server.serve_forever, daemon=True).start()
+            url = f"http://127.0.0.1:{server.server_port}/benchmark_model"
+            address = f"{board.address}?benchmark_model={url}"
+            for given, status, what in (
+                (url, 2, "a program from the network needs its SHA-256: URL#sha256=HASH"),
+                (f"{url}#sha256={'0' * 64}", 1, f"has the SHA-256 {digest} and not 000"),
+                (f"{url}s#sha256={digest}", 1, "cannot be fetched: "),
+            ):
+                told = Told(capsys, "device", "setup", f"{board.address}?benchmark_model={given}", "--yes")
+                assert what in told.err
+                assert told.status == status
+            told = Told(capsys, "device", "check", f"{address}#sha256={digest}")
+            assert (told.status, "was not fetched yet: edgekit device setup" in told.err) == (2, True)
+            told = Told(capsys, "device", "setup", f"{address}#sha256={digest}", "--yes")
+            assert (told.status, "installed benchmark_model in" in told.out) == (0, True)
+            server.shutdown()
+        told = Told(capsys, "device", "check", f"{address}#sha256={digest}")
+        assert told.status == 0
+        assert [one.name for one in (tmp_path / "cache/edgekit/benchmark_model").iterdir()] == [digest]
 
     def test_too_many_images(
         self, board: Board, tool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

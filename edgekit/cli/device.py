@@ -9,6 +9,7 @@ from edgekit.errors import DeviceError, UsageError, unknown
 if TYPE_CHECKING:
     from edgekit.check import Checked
     from edgekit.device import Device
+    from edgekit.inventory import Options
     from edgekit.preflight import Facts
     from edgekit.transport import Transport
 
@@ -125,6 +126,8 @@ def _setup(args: argparse.Namespace) -> int:
             show(f"{address}: {facts.folder} is gone")
             write_json(args.json, {"address": address, "removed": facts.folder})
             return 0
+        if facts.system == "Android" and options.benchmark_model:
+            return _setup_phone(args, channel, facts, options)
         if found := preflight.faults(facts):
             raise DeviceError(f"{address}: {'; '.join(found)}")
         runtime = runtimes.choose(facts, address)
@@ -140,6 +143,24 @@ def _setup(args: argparse.Namespace) -> int:
         write_json(args.json, {"address": address, "packages": plan.packages, "folder": plan.folder})
     finally:
         channel.close()
+    return 0
+
+
+def _setup_phone(args: argparse.Namespace, channel: "Transport", facts: "Facts", options: "Options") -> int:
+    """Bring the program that measures, fetched first where it is named by an address."""
+    from edgekit import phone_tool
+    from edgekit.phone_device import open_phone
+
+    named, terminal = options.benchmark_model, Terminal()
+    url = named.partition("#")[0] if phone_tool.is_url(named) else ""
+    _agreed(args, terminal, f"{channel.address}: {f'fetch {url} and ' if url else ''}put benchmark_model there?")
+    with terminal.bar(f"setup {args.address}") as progress:
+        if url:
+            phone_tool.fetch(named, progress)
+        device = open_phone(channel, options, facts)
+    if args.json != STDOUT:
+        print(f"{channel.address}: installed benchmark_model in {device.program}")
+    write_json(args.json, {"address": channel.address, "program": device.program, "sha256": device.digest})
     return 0
 
 

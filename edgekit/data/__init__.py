@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from edgekit import files
 from edgekit.data import cifar10, digits, folder
 from edgekit.data.dataset import Dataset, Split, joined
 from edgekit.data.folder import Part
@@ -56,7 +57,7 @@ def load(spec: DataSpec, *, source: str | None = None, confirm: Confirm | None =
     if source == "digits":
         return digits.load(spec)
     if source == "cifar10":
-        return cifar10.load(cifar10.ensure(cifar10.home(), confirm), spec)
+        return cifar10.load(cifar10.ensure(files.cache(), confirm), spec)
     root = _folder(source)
     if (batches := cifar10.root_of(root)) is not None:
         return cifar10.load(batches, spec)

@@ -1,6 +1,5 @@
 """CIFAR-10 in torchvision's own layout: https://www.cs.toronto.edu/~kriz/cifar.html."""
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,11 +15,6 @@ from edgekit.requires import require
 
 BATCHES = "cifar-10-batches-py"
 DOWNLOAD_MB = 170
-
-
-def home() -> Path:
-    """The folder that a download goes to."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "edgekit"
 
 
 def root_of(folder: Path) -> Path | None:
