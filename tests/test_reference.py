@@ -84,7 +84,7 @@ def test_bench_gives_top1_without_a_device_named(
     assert main(words) == 0
     told = capsys.readouterr()
     assert "accuracy of coreml-fp16, coreml-pal4 by edgekit's reference execution, no latency" in told.err
-    assert "the reference gives accuracy and no latency" in " ".join(told.out.split())
+    assert "edgekit's execution gives accuracy and no latency" in " ".join(told.out.split())
     found = result.read(out / "coreml-fp16.json")
     assert found.device.reference
     assert json.loads((out / "coreml-fp16.json").read_text())["device"]["reference"] is True
@@ -121,9 +121,10 @@ def test_reference_results_are_never_ranked(
         [group] = report.compare(results, allow_invalid=allow).groups
         assert group.choice.pick == ""
         assert group.choice.pareto == ()
-        assert {row.left_out for row in group.rows} == {"the reference has no latency"}
+        assert {row.left_out for row in group.rows} == {"executed by edgekit, not timed"}
         assert all(row.latency is None for row in group.rows)
-        assert group.rows[1].speed_words == "no claim: the reference has no latency"
+        assert all(len(row.reasons) == 1 and not row.valid for row in group.rows)
+        assert group.rows[1].speed_words == "no claim: not timed"
 
 
 def test_a_damaged_file_fails_and_the_other_runs(

@@ -34,7 +34,7 @@ def mark_left_out(row: Row, *, allow_invalid: bool) -> Row:
     if row.result.device.fake or row.result.device.emulated:
         why = "measured on a fake device" if row.result.device.fake else "measured on an emulated device"
     elif row.result.device.reference:
-        why = "the reference has no latency"
+        why = "executed by edgekit, not timed"
     elif row.latency is None:
         why = "no samples"
     elif row.reasons and not allow_invalid:
@@ -170,7 +170,7 @@ def _no_choice(rows: Sequence[Row], ranked: Sequence[Row], reference: Row | None
     if any(row.result and (row.result.device.fake or row.result.device.emulated) for row in runs):
         return "no choice can be made: a fake or emulated device is never ranked; measure on a real one"
     if all(row.result and row.result.device.reference for row in runs):
-        return "no choice can be made: the reference gives accuracy and no latency; measure on a Mac or an iPhone"
+        return "no choice can be made: edgekit's execution gives accuracy and no latency; measure on a Mac"
     if not allow_invalid and all(row.reasons for row in runs):
         what = "the only run is invalid" if len(runs) == 1 else f"none of the {len(runs)} runs is valid"
         return (

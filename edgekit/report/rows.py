@@ -81,7 +81,7 @@ def build(
         result=result,
         is_reference=is_reference,
         latency=figures,
-        reasons=result.validity.reasons,
+        reasons=result.notes if result.device.reference else result.validity.reasons,
         top1=top1,
         top5=accuracy(result.predictions, 5),
         size_ratio=size_ratio,
@@ -106,7 +106,7 @@ def _speed_claim(result: Result, reference: Result | None, found: Speed | None, 
     if result is reference:
         return "the reference"
     if result.device.reference:
-        return "no claim: the reference has no latency"
+        return "no claim: not timed"
     if found is None or reference is None:
         return "nothing to compare with"
     if result.device.fake or result.device.emulated:
