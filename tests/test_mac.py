@@ -157,7 +157,8 @@ def test_thermal_pressure_makes_a_run_invalid(server: Server, tmp_path: Path) ->
     (outcome,) = device.run(job_of(tmp_path, [package(tmp_path / "a.mlpackage")]), quiet)
     device.close()
     assert outcome.measurement is not None
-    assert "the device throttled" in judge(outcome.measurement, outcome.telemetry).reasons
+    reasons = judge(outcome.measurement, outcome.telemetry).reasons
+    assert any(reason.startswith("the device throttled (thermal pressure)") for reason in reasons)
 
 
 def test_classes_of_no_known_order_are_refused(server: Server, tmp_path: Path) -> None:
