@@ -192,6 +192,15 @@ def test_a_latency_budget_is_met_by_what_is_measured(dense: Checkpoint) -> None:
         latency.closest(chooser, 0.6, chooser.graph.macs, lambda one: 0.9 if len(times) % 2 else meter(one) / 9)
 
 
+def test_a_candidate_is_measured_beside_the_dense_network(dense: Checkpoint) -> None:
+    said: list[str] = []
+    chooser = Chooser(dense, PruneSpec(keep_latency=0.6, importance="lamp", epochs=0), None, None)
+    share = latency.on_device(dense, "fake://pi5", said.append)(chooser.candidate(chooser.graph.macs // 2))
+    assert share > 0
+    assert said[0].startswith("measured on fake://pi5: ")
+    assert f"{100 * share:.1f} % of the dense network's" in said[0]
+
+
 def test_the_command_prunes_and_says_what_is_left(
     dense: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

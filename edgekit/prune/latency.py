@@ -5,6 +5,7 @@ Source of the idea: https://arxiv.org/abs/1804.03230.
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,9 @@ def _file(model: nn.Module, described: Checkpoint, folder: Path) -> Artifact:
     )
     images = noise(source.shape_NHWC[1:], 8)
     (made,) = convert(source, [Variant(target=TARGET, precision="fp32")], images, folder, _quiet)
-    return made
+    path = made.path.with_name(f"{folder.name}{made.path.suffix}")  # a visit tells its files apart by their names
+    made.path.rename(path)
+    return replace(made, file=path.name, path=path)
 
 
 def _quiet(text: str, share: float) -> None:
