@@ -400,7 +400,7 @@ FAMILIES = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*FAMILIES, *CLASSICS], ids=lambda name: Path(name).name.rpartition(":")[2])
 def test_a_network_becomes_coreml(name: str, tmp_path: Path) -> None:
     skip_without_timm(name)

@@ -19,7 +19,7 @@ from tests.openssh import Cable, OpenSsh, needs_sshd
 from tests.ssh_servers import user
 from tests.test_devices import agents_left
 
-pytestmark = [pytest.mark.slow, pytest.mark.ssh, needs_sshd]
+pytestmark = [pytest.mark.long, pytest.mark.ssh, needs_sshd]
 LIMIT_S = 180.0
 # A visit; what it is told goes to stdout, last what it gave.
 VISIT = """

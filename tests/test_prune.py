@@ -281,7 +281,7 @@ def test_a_graph_that_cannot_be_followed_is_told_with_module_and_line() -> None:
         trace(network(name), SIDE, SIDE, name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_models_of_torchvision_are_pruned_and_grouped_convolutions_stay() -> None:
     for name in ("torchvision:resnet18", "torchvision:regnet_x_400mf"):
         model, found = network(name), graph(name)

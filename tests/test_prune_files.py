@@ -45,7 +45,7 @@ def test_a_family_at_half_is_converted_to_tflite(name: str, tmp_path: Path) -> N
     assert 4 * left * 0.95 < size < 4 * left + 60_000  # batch norms are folded; the graph takes some
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("target", ["tflite", "onnx", "coreml"])
 @pytest.mark.parametrize("share", [0.5, 0.3])
 @pytest.mark.parametrize("name", FAMILIES)

@@ -656,7 +656,7 @@ FAMILIES = (*models.names()[:6], "efficientnet_b0", "efficientnet_lite0")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["tflite", "onnx", "coreml"])
+@pytest.mark.parametrize("target", ["tflite", "onnx", pytest.param("coreml", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_converts(name: str, target: str, tmp_path: Path) -> None:
     contract = preset("imagenet", 64, 64)
