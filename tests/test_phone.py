@@ -351,7 +351,9 @@ class TestOverAdb:
         assert "Google Pixel 8" in said
         assert "a tiny model, 1 thread" in said
         assert "44 C" in said
-        assert main(["device", "setup", "phone", "--yes"]) == 1
+        assert main(["device", "setup", "phone", "--yes"]) == 0
+        assert "installed benchmark_model in /" in capsys.readouterr().out
+        assert main(["device", "setup", board.address, "--yes"]) == 1
         assert "ADDRESS?benchmark_model=PATH" in capsys.readouterr().err
         assert main(["device", "setup", "phone", "--remove", "--yes"]) == 0
         assert not (board.place / "data/local/tmp/edgekit").exists()

@@ -224,7 +224,9 @@ def test_a_folder_brings_its_own(option: dict[str, Any], tmp_path: Path) -> None
 
 
 def test_another_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"is neither a run nor a checkpoint: it holds no checkpoint\.json and no train/best"):
+    with pytest.raises(
+        CheckpointError, match=r"is neither a run nor a checkpoint: it holds no checkpoint\.json and no train/best"
+    ):
         find(tmp_path, preprocess=None)
 
 

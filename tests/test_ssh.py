@@ -98,7 +98,7 @@ def test_what_is_there_is_not_sent_again(server: Server, tmp_path: Path) -> None
 
 def test_a_check_asks_little(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     """Each question is a wait for the network. A file that is not there yet takes two more."""
-    for most in (16, 10):
+    for most in (17, 11):
         before = len(server.commands)
         assert main(["device", "check", f"ssh://127.0.0.1:{server.port}"]) == 0
         assert "a tiny model, 1 thread" in capsys.readouterr().out

@@ -11,7 +11,17 @@ import pytest
 
 from edgekit import files
 from edgekit.errors import DeviceError
-from edgekit.transport import TIMED_OUT, Ended, LinkLost, Transport, adb_connect, limited, output, reconnect
+from edgekit.transport import (
+    TIMED_OUT,
+    Ended,
+    LinkLost,
+    Transport,
+    adb_connect,
+    limited,
+    output,
+    reconnect,
+    sftp,
+)
 from edgekit.transport.adb import AdbTransport
 from edgekit.transport.local import LocalTransport
 from edgekit.transport.push import parcel, push
@@ -167,14 +177,15 @@ def test_a_disk_that_fills_up_says_so(transport: Transport, tmp_path: Path) -> N
 
 
 def test_a_push_goes_on_where_the_link_was_lost(server: Server, tmp_path: Path) -> None:
-    transport, one = SshTransport(Target(host="127.0.0.1", port=server.port)), parcel(big(tmp_path))
+    transport = SshTransport(Target(host="127.0.0.1", port=server.port))
+    one = parcel(big(tmp_path, size=12_000_000))
     transport.connect()
-    server.drop_after = 2_000_000
+    server.drop_after = 10_000_000
     there = push(transport, f"{tmp_path}/there", [one], lambda text, share: None)
     transport.close()
     assert files.sha256(Path(there[one])) == one.sha256
     assert server.drop_after is None  # the link was lost
-    assert server.received < 4_500_000  # of 3 MB; what was on its way came twice
+    assert server.received < 12_000_000 + sftp.AHEAD_BYTES + 1_000_000  # what was on its way came twice
 
 
 def test_a_link_that_is_gone_is_an_error_at_once(server: Server, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from edgekit.transport import GRACE_S, Ended, Feed, LinkLost, Sent, check, ignor
 from edgekit.transport.ssh_connect import CONNECT_S, Target, open_connections
 
 T = TypeVar("T")
+NO_SFTP = 2  # a status of our own
 STALL_S = 60.0  # a file that does not move for so long does not arrive
 CHUNK = 1 << 18
 WORDS_BYTES = 4000
@@ -70,7 +71,8 @@ class SshTransport:
             ended = self._drive(lambda tell: self._write(source, target, begin, tell), sent, stall_s=STALL_S)
             if ended.status == 0:
                 return
-            offset = 0  # how much is there now is not known
+            if ended.status != NO_SFTP:
+                offset = 0  # how much is there now is not known
         # Every board has it, and it tells of a full disk in words.
         command = f"cat {'>>' if offset else '>'} {shlex.quote(target)}"
         line = limited(command, 3600 + source.stat().st_size / 1e5)
@@ -181,12 +183,12 @@ class SshTransport:
                 return await self._ended(process, await words)
 
     async def _write(self, source: Path, target: str, offset: int, tell: Callable[[int], None]) -> Ended:
-        """Status 1 where it cannot be done over SFTP."""
+        """NO_SFTP where there is none, status 1 where it failed on the way."""
         if not self._connections:
             raise LinkLost(f"{self.address}: not connected")
         with _link(self.address):
             if (client := await sftp.client_of(self._connections[-1])) is None:
-                return Ended(status=1)
+                return Ended(status=NO_SFTP)
             async with client:
                 failed = await sftp.write(client, source, target, offset, tell)
                 return Ended(status=1 if failed else 0, stderr=failed)
