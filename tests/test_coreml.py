@@ -81,7 +81,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     return dict(zip(EXPECTED, found, strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", EXPECTED)
 def test_parity_and_target(name: str, made: dict[str, Artifact]) -> None:
     one, (least, target) = made[name], EXPECTED[name]
@@ -96,7 +96,7 @@ def test_parity_and_target(name: str, made: dict[str, Artifact]) -> None:
     assert set(mil.forms(mil.load(one.path))) == FORMS.get(name, set(mil.forms(mil.load(one.path))))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sizes_are_in_order(made: dict[str, Artifact]) -> None:
     size = {name: one.size_bytes for name, one in made.items()}
     for smaller, larger in (("fp16", "fp32"), ("w8", "fp16"), ("w4", "w8"), ("pal6", "pal8"), ("pal4", "pal6")):
@@ -106,7 +106,7 @@ def test_sizes_are_in_order(made: dict[str, Artifact]) -> None:
     assert 0.5 < size["w8"] / size["fp16"] < 0.65
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_int8_computes_in_int8(made: dict[str, Artifact]) -> None:
     function = mil.load(made["int8"].path)
     convolutions = [one for one in function.operations if one.op_type == "conv"]
@@ -120,7 +120,7 @@ def test_int8_computes_in_int8(made: dict[str, Artifact]) -> None:
     assert record.rules["min-max"] > 60
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_layers_that_are_left_are_listed_and_hold_few_weights(made: dict[str, Artifact]) -> None:
     for name in ("w8", "pal4", "sparse50"):
         [note] = [note for note in made[name].notes if note.startswith("left in fp16")]
