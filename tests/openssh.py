@@ -33,7 +33,7 @@ class OpenSsh:
         (place / "config").write_text(
             f"Port {self.port}\nListenAddress {host}\nHostKey {place}/host_key\nPidFile {place}/pid\nUsePAM no\n"
             f"StrictModes no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n"
-            f"AuthorizedKeysFile {home}/.ssh/id_ed25519.pub\nSubsystem sftp internal-sftp\n"
+            f"AuthorizedKeysFile {home}/.ssh/id_ed25519.pub\nSubsystem sftp internal-sftp\nSetEnv HOME={home}\n"
         )
         with (home / ".ssh/known_hosts").open("a") as stream:
             stream.write(f"[{host}]:{self.port} {(place / 'host_key.pub').read_text().strip()}\n")

@@ -21,6 +21,7 @@ from edgekit.cli import main
 from edgekit.device import Device, Interrupted, Outcome, open_device
 from edgekit.errors import DeviceError, UsageError
 from edgekit.remote import AgentDevice
+from edgekit.transport.ssh import SshTransport
 from edgekit.transport.ssh_connect import Target, parse
 from tests import tiny_models
 from tests.ssh_servers import Server, know, serving, tools, user
@@ -384,6 +385,20 @@ def test_the_users_configuration(server: Server, home: Path, tmp_path: Path) -> 
     device = open_device("ssh://board")
     assert device.info.address == "ssh://board"
     device.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "cipher"),
+    [("", b"gcm"), ("  Ciphers chacha20-poly1305@openssh.com,aes128-gcm@openssh.com\n", b"chacha20")],
+)
+def test_the_fast_cipher_but_for_the_users_order(server: Server, home: Path, line: str, cipher: bytes) -> None:
+    (home / ".ssh/config").write_text(f"Host *\n{line}")
+    transport = SshTransport(Target(host="127.0.0.1", port=server.port))
+    transport.connect()
+    try:
+        assert cipher in transport._connections[-1].get_extra_info("send_cipher").encode()
+    finally:
+        transport.close()
 
 
 def test_through_a_jump_host(server: Server, home: Path, tmp_path: Path) -> None:

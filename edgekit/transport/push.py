@@ -14,10 +14,17 @@ PATIENCE_S = 60.0  # for a link to come back
 SPARE_BYTES = 50_000_000  # that must stay free beside what is sent
 OLD_DAYS = 30  # what was not used for so long goes
 
+# OpenSSL first: it takes the SHA-256 with the processor's own instructions, coreutils in plain C. The others are
+# those of a board without it and of a Mac.
+SUM = """
+sum() {
+    line=$(openssl dgst -sha256 -r "$1" 2>/dev/null || sha256sum "$1" 2>/dev/null || shasum -a 256 "$1")
+    echo "${line%% *}"
+}
+"""
 # A file that stands under its hash may be damaged all the same: an SD card forgets. Reading it costs little.
 LOOK = """
 mkdir -p FOLDER && cd FOLDER || exit 1
-sum() { { sha256sum "$1" 2>/dev/null || shasum -a 256 "$1"; } | cut -d ' ' -f 1; }
 for name in NAMES; do
     if [ -f "$name" ]; then
         if [ "$(sum "$name")" = "${name%%.*}" ]; then touch "$name"; echo "have $name"; else rm -f "$name"; fi
@@ -29,7 +36,6 @@ echo "free $(df -Pk . | awk 'NR == 2 { print $4 }')"
 """
 FINISH = """
 cd FOLDER || exit 1
-sum() { { sha256sum "$1" 2>/dev/null || shasum -a 256 "$1"; } | cut -d ' ' -f 1; }
 if [ "$(sum NAME.part)" = HASH ]; then mv NAME.part NAME && echo whole; else rm -f NAME.part; fi
 """
 
@@ -98,7 +104,7 @@ def _bring(
     while True:
         try:
             transport.send(one.source, target, offset=offset, sent=sent)
-            if "whole" in output(transport, finish, limit_s=600.0):
+            if "whole" in output(transport, SUM + finish, limit_s=600.0):
                 return
             offset, damaged = 0, damaged + 1
             if damaged == 2:
@@ -122,7 +128,7 @@ def _look(
 ) -> tuple[frozenset[str], dict[str, int], int | None]:
     """Of the names those that are there whole, the sizes of those begun, and the free bytes."""
     script = LOOK.replace("FOLDER", shlex.quote(folder)).replace("DAYS", str(OLD_DAYS))
-    text = output(transport, script.replace("NAMES", " ".join(map(shlex.quote, names))), limit_s=600.0)
+    text = output(transport, SUM + script.replace("NAMES", " ".join(map(shlex.quote, names))), limit_s=600.0)
     lines = [line.split() for line in text.splitlines()]
     free = [line[1] for line in lines if len(line) == 2 and line[0] == "free" and line[1].isdigit()]
     return (
