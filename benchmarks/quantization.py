@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--max-drop", type=float, default=0.3)
     parser.add_argument("--mixed-drop", type=float, default=0.05)
     parser.add_argument("--qat-epochs", type=int, default=2)
+    parser.add_argument("--qat-images", type=int, default=0, help="of an epoch; default all")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--invokes", type=int, default=30)
     parser.add_argument("--out", type=Path, default=Path("quantization"))
@@ -93,7 +94,7 @@ def variants(options: argparse.Namespace) -> dict[str, Any]:
         "int8": one("int8"),
         "int8 repaired": one("int8", max_drop=options.max_drop),
         "int8-mixed": one("int8-mixed", max_drop=options.mixed_drop),
-        "int8-qat": one("int8-qat", qat=QatSpec(epochs=options.qat_epochs)),
+        "int8-qat": one("int8-qat", qat=QatSpec(epochs=options.qat_epochs, images=options.qat_images)),
     }
 
 

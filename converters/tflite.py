@@ -1,7 +1,6 @@
 """TFLite through our own lowering and ai-edge-quantizer. Raw uint8 NHWC pixels in, float logits out."""
 
 import json
-import re
 import tempfile
 from dataclasses import replace
 from importlib.metadata import version
@@ -14,12 +13,13 @@ import numpy as np
 from edgekit import artifact as artifacts
 from edgekit import calibrate, flatbuffer, inputs
 from edgekit.artifact import Artifact
-from edgekit.calibrate import Chosen, Ranges
+from edgekit.calibrate import Chosen
 from edgekit.convert import Conversion, Inspection, Precision, converting
 from edgekit.dissect import BORDERS
 from edgekit.equalize import correct_biases, equalize, restored
-from edgekit.errors import ConversionError, MissingDependency, UsageError, nearest
+from edgekit.errors import ConversionError, MissingDependency, UsageError
 from edgekit.preprocess import Pixels
+from edgekit.quantize import OUTPUT, layers, quantize
 from edgekit.recipe import QAT, Variant
 from edgekit.requires import require
 from edgekit.schema import encode
@@ -72,9 +72,7 @@ precisions = {
 }
 CALIBRATED = ("int8", "int8-mixed", "int8-qat", "int16x8")
 extra = "tflite"
-OUTPUT = "logits"
 BIAS_IMAGES = 64  # each layer is measured on all of them, one layer after the other
-PIXELS = {"min": np.array([0.0]), "max": np.array([255.0])}  # a range as ai-edge-quantizer has it
 
 
 def check() -> None:
@@ -97,14 +95,14 @@ def convert(source: "Source", variant: Variant, out: Path) -> Conversion:
             if images and variant.precision in CALIBRATED:
                 content, chosen = _calibrated(source, lowered.content, images, variant)
                 exact = content
-                content = _quantize(exact, variant.precision, chosen.ranges, variant.keep_float, variant.io)
+                content = quantize(exact, variant.precision, chosen.ranges, variant.keep_float, variant.io)
             else:
                 exact = _equalized(source, lowered.content, images) if images else lowered.content
-                content, chosen = _quantize(exact, variant.precision, None), None
+                content, chosen = quantize(exact, variant.precision, None), None
     if lessons:  # outside of quiet: it shows how far it is
         trained = _trained(lessons, variant, exact, content, out)
         with quiet(), converting("ai-edge-quantizer"):
-            content = _quantize(trained.content, QAT, trained.ranges)
+            content = quantize(trained.content, QAT, trained.ranges)
         learnt = (*trained.notes, *_unseen(lessons, source.labels))
     out.write_bytes(_finish(content, json.dumps(embedded), variant.io))
     found = inspect(out)
@@ -190,69 +188,6 @@ def _lower_with_litert_torch(source: "Source", unknown: "UnknownOperator") -> "L
         raise ConversionError(f"{error}; and {unknown}: replace it in the model by what it is made of") from error
 
 
-def _quantize(
-    lowered: bytes, precision: str, ranges: Ranges | None, keep_float: tuple[str, ...] = (), io: str = "uint8"
-) -> bytes:
-    if precision == "fp32":
-        return lowered
-    from ai_edge_quantizer import quantizer
-    from ai_edge_quantizer.algorithm_manager import AlgorithmName
-    from ai_edge_quantizer.qtyping import TFLOperationName as Operation
-
-    tool = quantizer.Quantizer(lowered)
-    dense = (Operation.CONV_2D, Operation.FULLY_CONNECTED)
-    match precision:
-        case "fp16":
-            cast = AlgorithmName.FLOAT_CASTING
-            tool.add_weight_only_config(".*", Operation.ALL_SUPPORTED, 16, algorithm_key=cast)
-        case "w8" | "w4":
-            for operation in (*dense, Operation.DEPTHWISE_CONV_2D):
-                # No kernel anywhere takes int4 weights of depthwise convolutions; they are few.
-                bits = 4 if precision == "w4" and operation in dense else 8
-                tool.add_weight_only_config(".*", operation, bits)
-        case "dyn8":
-            # A dynamically quantized depthwise layer leaves XNNPACK: twice the latency for 3 % of the size.
-            for operation in dense:
-                tool.add_dynamic_config(".*", operation, 8)
-        case "int8" if io == "int8":  # a microcontroller has no float: all of it, be it slower elsewhere
-            tool.add_static_config(".*", Operation.ALL_SUPPORTED, 8, 8)
-        case _:
-            _static_(tool, lowered, 16 if precision == "int16x8" else 8, keep_float)
-    given = {name: {"min": np.array([r.low]), "max": np.array([r.high])} for name, r in (ranges or {}).items()}
-    if ranges:  # the input is pixels whatever the images held
-        given[flatbuffer.ends(flatbuffer.unpack(lowered))[0].name] = PIXELS
-    return bytes(tool.quantize(given or None, enable_progress_report=False).quantized_model)
-
-
-def _static_(tool: Any, lowered: bytes, activation_bits: int, keep_float: tuple[str, ...] = ()) -> None:
-    """Everything in integers but *keep_float* and what is faster, and no less exact, in float."""
-    from ai_edge_quantizer.algorithm_manager import AlgorithmName
-    from ai_edge_quantizer.qtyping import TFLOperationName as Operation
-
-    tool.add_static_config(".*", Operation.ALL_SUPPORTED, activation_bits, 8)
-    keep = AlgorithmName.NO_QUANTIZE
-    # XNNPACK has no int8 HARD_SWISH, but makes one look-up table of DEQUANTIZE, HARD_SWISH, QUANTIZE.
-    for operation in (Operation.INPUT, Operation.OUTPUT, Operation.HARD_SWISH):
-        tool.update_quantization_recipe(".*", operation, algorithm_key=keep)
-    # Three channels fill no vector of bytes: the first convolution is faster in float, and its input exact.
-    model = flatbuffer.unpack(lowered)
-    for name in (*flatbuffer.stem(model), *_layers(model, keep_float)):
-        tool.update_quantization_recipe(f"^{re.escape(name)};?$", Operation.ALL_SUPPORTED, algorithm_key=keep)
-
-
-def _layers(model: Any, names: tuple[str, ...]) -> list[str]:
-    """Layers under the names that they have before `_finish`. Raises UsageError for one that is none."""
-    known = {found.name for found in flatbuffer.details(model)}
-    last = flatbuffer.ends(model)[1].name
-    found = [last if name == OUTPUT else name for name in names]
-    if strange := [name for name in found if name not in known]:
-        raise UsageError(
-            f"keep_float: the model has no layer {strange[0]!r}{nearest(strange[0], known)}; "
-            "`edgekit inspect FILE` names the layers of an fp32 file"
-        )
-    return found
-
-
 def _calibrated(
     source: "Source", lowered: bytes, images: "CalibrationImages", variant: Variant
 ) -> tuple[bytes, Chosen]:
@@ -266,7 +201,7 @@ def _calibrated(
     bits8 = "int16x8" if precision == "int16x8" else "int8"
 
     def quantized(file: bytes) -> bytes:
-        return _quantize(file, bits8, chosen.ranges, io=variant.io)
+        return quantize(file, bits8, chosen.ranges, io=variant.io)
 
     if "adaround" in record.repairs:
         kept = tuple(name for name in record.repairs if name != "correct_biases")
@@ -281,7 +216,7 @@ def _calibrated(
             lambda: correct_biases(rounded, pixels[:BIAS_IMAGES], quantized, wanted=equalized)[0],
         )
     if content is not equalized and variant.keep_float:  # in float the weights as they were are the better ones
-        content = restored(content, equalized, _layers(flatbuffer.unpack(content), variant.keep_float))
+        content = restored(content, equalized, layers(flatbuffer.unpack(content), variant.keep_float))
     return content, chosen
 
 
@@ -305,7 +240,7 @@ def _choose(source: "Source", equalized: bytes, images: "CalibrationImages", pre
         return source.once(
             f"tflite ranges {record}",
             lambda: calibrate.choose(
-                observed, equalized, images.pixels_NHWC, lambda ranges: _quantize(equalized, "int8", ranges)
+                observed, equalized, images.pixels_NHWC, lambda ranges: quantize(equalized, "int8", ranges)
             ),
         )
     # Steps of 16 bits are so small that nothing is worth clipping.

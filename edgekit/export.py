@@ -129,10 +129,9 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportSource:
-    """A torch model on its way to files: a `Source`."""
+class BaseSource:
+    """What a source of any framework is given, and remembers."""
 
-    model: PixelClassifier
     preprocess: Preprocess
     labels: tuple[str, ...]
     parent: str = ""
@@ -147,6 +146,13 @@ class ExportSource:
     @property
     def shape_NHWC(self) -> tuple[int, int, int, int]:
         return (1, self.preprocess.height, self.preprocess.width, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSource(BaseSource):
+    """A torch model on its way to files: a `Source`."""
+
+    model: PixelClassifier
 
     def torch_model(self, target: str) -> PixelClassifier:
         return self.model

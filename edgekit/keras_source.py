@@ -4,23 +4,20 @@ Shapes: N images, H height, W width, K classes.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from edgekit import flatbuffer
 from edgekit.errors import ConversionError, UsageError
-from edgekit.export import CalibrationImages, Labelled, Lessons, Logits, Lowered, PixelClassifier, remembered
+from edgekit.export import BaseSource, Logits, Lowered, PixelClassifier
 from edgekit.files import sha256
 from edgekit.keras_model import Network, check_input, line, load
 from edgekit.preprocess import Pixels, Preprocess
 from edgekit.quiet import quiet
-from edgekit.recipe import CalibrationSpec
 
-T = TypeVar("T")
 BATCH = 32
 SAME = 1e-3  # of the largest score: what sums in another order may differ by
 RESERVED = ("pixels", "pixels_as_float", "logits")  # what the converter calls the ends of a file
@@ -29,24 +26,10 @@ ENDS = {"SOFTMAX": "softmax", "LOGISTIC": "sigmoid"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class KerasSource:
+class KerasSource(BaseSource):
     """A Keras model on its way to TFLite files: a `edgekit.export.Source`."""
 
     network: Network
-    preprocess: Preprocess
-    labels: tuple[str, ...]
-    parent: str = ""
-    calibrate: Callable[[CalibrationSpec], CalibrationImages] | None = None
-    held_out: Callable[[], Labelled] | None = None
-    lessons: Callable[[], Lessons] | None = None
-    _memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    def once(self, key: str, make: Callable[[], T]) -> T:
-        return remembered(self._memo, key, make)
-
-    @property
-    def shape_NHWC(self) -> tuple[int, int, int, int]:
-        return (1, self.preprocess.height, self.preprocess.width, 3)
 
     def logits(self, pixels_NHWC: Pixels) -> Logits:
         batch = self.network.shape[0]

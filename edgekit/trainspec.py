@@ -68,10 +68,12 @@ class QatSpec:
     """Quantization-aware training of a file (``int8-qat``), by Adam, from the float network's answers.
 
     ``learning_rate`` is of weights in units of their channel's largest: 1e-4 is a hundredth of a step of int8.
+    ``images``: so many of the training images an epoch, drawn anew for each; 0 for all of them.
     ``distill``: the float network's share in the loss, at ``temperature``; the labels' is the rest.
     """
 
     epochs: Count = 2
+    images: Annotated[int, Between(0)] = 0
     batch_size: Count = 128
     learning_rate: Positive = 2e-4
     distill: Share = 1.0

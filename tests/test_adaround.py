@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from edgekit import calibrate, convert, flatbuffer, plugins
+from edgekit import calibrate, convert, flatbuffer
 from edgekit.adaround import adaround
 from edgekit.calibrate import Ranges
 from edgekit.dissect import Array, File, constant, replace_constant_
@@ -17,6 +17,7 @@ from edgekit.lower import lower
 from edgekit.parity import sqnr_db
 from edgekit.patches import Layer, draw, layers
 from edgekit.preprocess import Pixels
+from edgekit.quantize import quantize
 from edgekit.quiet import quiet
 
 SIDE = 16
@@ -61,7 +62,7 @@ class Case:
 
     def int8(self, content: bytes) -> bytes:
         with quiet():
-            made: bytes = plugins.load("converters", "tflite")._quantize(content, self.precision, self.ranges)
+            made: bytes = quantize(content, self.precision, self.ranges)
         return made
 
 

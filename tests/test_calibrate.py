@@ -21,6 +21,7 @@ from edgekit.errors import ConversionError, DataError
 from edgekit.export import CalibrationImages, ExportSource, PixelClassifier, calibration_images
 from edgekit.lower import lower
 from edgekit.preprocess import Pixels, Preprocess
+from edgekit.quantize import quantize
 from edgekit.quiet import quiet
 from edgekit.recipe import CalibrationSpec, Variant
 
@@ -294,21 +295,18 @@ def test_the_measured_file_decides(wrong: dict[str, float], best: str, lowered: 
 
 
 def test_auto_is_not_worse_than_any_rule_on_other_images(lowered: bytes) -> None:
-    tflite = plugins.load("converters", "tflite")
-
-    def quantize(ranges: calibrate.Ranges) -> bytes:
+    def with_ranges(ranges: calibrate.Ranges) -> bytes:
         with quiet():
-            content: bytes = tflite._quantize(lowered, "int8", ranges)
-        return content
+            return quantize(lowered, "int8", ranges)
 
     images, fresh = pictures(200), pictures(200, seed=5)
     observed = calibrate.observe(lowered, images)
     wanted = calibrate.logits(lowered, fresh)
 
     def measured(chosen: calibrate.Chosen) -> float:
-        return calibrate.divergence(wanted, calibrate.logits(quantize(chosen.ranges), fresh))
+        return calibrate.divergence(wanted, calibrate.logits(with_ranges(chosen.ranges), fresh))
 
-    auto = measured(calibrate.choose(observed, lowered, images, quantize))
+    auto = measured(calibrate.choose(observed, lowered, images, with_ranges))
     assert auto <= 1.2 * min(measured(calibrate.by_rule(observed, rule)) for rule in calibrate.RULES)
     assert auto < 1e-3
 

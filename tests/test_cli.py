@@ -99,6 +99,12 @@ BAD = [
         "give --quantize int8-qat, or int8 with --max-drop",
     ),
     (
+        ("convert", "empty", "--target", "tflite", "--quantize", "fp16", "--qat-images", "300"),
+        2,
+        "--qat-images is for training",
+        "give --quantize int8-qat, or int8 with --max-drop",
+    ),
+    (
         ("convert", "empty", "--target", "tflite", "--quantize", "int8", "--io", "int8", "--max-drop", "1"),
         2,
         "--io int8 leaves no layer in float",

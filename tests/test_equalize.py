@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit import calibrate, convert, flatbuffer, plugins
+from edgekit import calibrate, convert, flatbuffer
 from edgekit.data.dataset import Memory, Split
 from edgekit.equalize import correct_biases, equalize, pairs
 from edgekit.export import ExportSource, PixelClassifier, calibration_images
 from edgekit.lower import lower
 from edgekit.parity import sqnr_db
 from edgekit.preprocess import Preprocess
+from edgekit.quantize import quantize
 from edgekit.quiet import quiet
 from edgekit.recipe import CalibrationSpec, Variant
 
@@ -88,9 +89,7 @@ def pictures(count: int = 64, seed: int = 0) -> npt.NDArray[np.uint8]:
 def int8(content: bytes, ranges_of: bytes | None = None) -> bytes:
     observed = calibrate.observe(ranges_of or content, pictures())
     with quiet():
-        made: bytes = plugins.load("converters", "tflite")._quantize(
-            content, "int8", calibrate.by_rule(observed, "min-max").ranges
-        )
+        made: bytes = quantize(content, "int8", calibrate.by_rule(observed, "min-max").ranges)
     return made
 
 

@@ -32,6 +32,7 @@ ORDER = (
     "search",
     "repair",
     "calibrate equalize adaround",
+    "quantize",
     "qat coreml",
     "convert device inputs",
     "agent visit snippet",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekit import artifact as artifacts
-from edgekit import calibrate, convert, flatbuffer, models, plugins, repair
+from edgekit import calibrate, convert, flatbuffer, models, repair
 from edgekit.artifact import Artifact
 from edgekit.calibrate.observe import logits
 from edgekit.dissect import File, Values
@@ -25,6 +25,7 @@ from edgekit.parity import parity
 from edgekit.preprocess import preset
 from edgekit.qat import Network, learn
 from edgekit.qat.kernels import kernel
+from edgekit.quantize import quantize
 from edgekit.quiet import quiet
 from edgekit.recipe import CalibrationSpec, ModelSpec, Variant
 from edgekit.trainspec import AugmentSpec, QatSpec
@@ -32,7 +33,6 @@ from tests import guilty_models
 from tests.guilty_models import LABELS, Fault
 from tests.test_classics import randomise_
 
-tflite = plugins.load("converters", "tflite")
 FAMILIES = (
     "mobilenet_v1",
     "mobilenet_v2",
@@ -54,7 +54,7 @@ def files_of(name: str) -> tuple[bytes, bytes]:
         randomise_(network)
         exact = lower(PixelClassifier(network, preset("imagenet", SIDE, SIDE)).eval(), (1, SIDE, SIDE, 3))
         observed = calibrate.observe(exact, convert.noise((SIDE, SIDE, 3), 24, seed=1))
-        return exact, tflite._quantize(exact, "int8", calibrate.by_rule(observed, "min-max").ranges)
+        return exact, quantize(exact, "int8", calibrate.by_rule(observed, "min-max").ranges)
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *CLASSICS])
@@ -99,7 +99,7 @@ def test_what_was_not_trained_goes_back_as_it_was() -> None:
     exact, int8 = files_of("mobilenet_v3_small")
     network, images = Network(exact, int8), convert.noise((SIDE, SIDE, 3), 4)
     with quiet():
-        back = tflite._quantize(network.trained_file(), "int8", network.ranges())
+        back = quantize(network.trained_file(), "int8", network.ranges())
         assert parity(logits(exact, images), logits(network.trained_file(), images)).sqnr_db > 100
     before, after = flatbuffer.unpack(int8), flatbuffer.unpack(back)
     for one, other in zip(before.subgraphs[0].tensors, after.subgraphs[0].tensors, strict=True):
@@ -152,7 +152,7 @@ def test_the_file_has_the_ranges_that_were_learned(name: str) -> None:
         randomise_(net := Toy(TOYS[name]))
         exact = lower(PixelClassifier(net, preset("imagenet", SIDE, SIDE)).eval(), (1, SIDE, SIDE, 3))
         observed = calibrate.observe(exact, convert.noise((SIDE, SIDE, 3), 24, seed=1))
-        network = Network(exact, tflite._quantize(exact, "int8", calibrate.by_rule(observed, "min-max").ranges))
+        network = Network(exact, quantize(exact, "int8", calibrate.by_rule(observed, "min-max").ranges))
         amounts = {"weight": 0.02, "scale": 0.2, "zero": 8.0}
         for kind, parameters in network.groups().items():
             for one in parameters:
@@ -160,7 +160,7 @@ def test_the_file_has_the_ranges_that_were_learned(name: str) -> None:
         images = convert.noise((SIDE, SIDE, 3), 32)
         with torch.no_grad():
             rounded = network(torch.from_numpy(images).float()).numpy()
-        content = tflite._quantize(network.trained_file(), "int8", network.ranges())
+        content = quantize(network.trained_file(), "int8", network.ranges())
         assert parity(logits(content, images), rounded).sqnr_db > 70
 
 
@@ -171,7 +171,7 @@ def test_a_softmax_at_the_end_is_left_out_of_the_loss() -> None:
         net = nn.Sequential(Toy(TOYS["a layer used twice"]), nn.Softmax(1))
         exact = lower(PixelClassifier(net, preset("imagenet", SIDE, SIDE)).eval(), (1, SIDE, SIDE, 3))
         observed = calibrate.observe(exact, images := convert.noise((SIDE, SIDE, 3), 24, seed=1))
-        network = Network(exact, tflite._quantize(exact, "int8", calibrate.by_rule(observed, "min-max").ranges))
+        network = Network(exact, quantize(exact, "int8", calibrate.by_rule(observed, "min-max").ranges))
         pixels = torch.from_numpy(images).float()
         with torch.no_grad():
             scores, before = network(pixels), network(pixels, logits=True)
@@ -226,7 +226,7 @@ def network_of(fault: Fault) -> Network:
     with quiet():
         exact = lower(source.model, source.shape_NHWC)
         observed = calibrate.observe(exact, guilty_models.images(64, seed=2)[0])
-        return Network(exact, tflite._quantize(exact, "int8", calibrate.by_rule(observed, "min-max").ranges))
+        return Network(exact, quantize(exact, "int8", calibrate.by_rule(observed, "min-max").ranges))
 
 
 def test_torch_and_the_file_agree_on_almost_every_image(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_torch_and_the_file_agree_on_almost_every_image(tmp_path: Path) -> None:
     assert source.lessons is not None
     learn(network, source.lessons(), QatSpec(epochs=1, batch_size=32), tmp_path / "state")
     with quiet(), torch.no_grad():
-        content = tflite._quantize(network.trained_file(), "int8", network.ranges())
+        content = quantize(network.trained_file(), "int8", network.ranges())
         agreed = network(torch.from_numpy(pixels).float()).numpy().argmax(1) == logits(content, pixels).argmax(1)
     assert agreed.mean() >= 0.995
 
@@ -347,7 +347,7 @@ def test_layers_that_share_a_bias_get_one_each() -> None:
         content = flatbuffer.pack(model)
         assert np.array_equal(before, logits(content, images))
         observed = calibrate.observe(content, images)
-        int8 = tflite._quantize(content, "int8", calibrate.by_rule(observed, "min-max").ranges)
+        int8 = quantize(content, "int8", calibrate.by_rule(observed, "min-max").ranges)
         network = Network(content, int8)
         assert parity(before, logits(network.trained_file(), images)).sqnr_db > 100
     assert len(set(network._trained.values())) == len(network._trained)
@@ -373,6 +373,17 @@ def cut_off_after(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "_save", cut_off)
+
+
+def test_an_epoch_of_some_of_the_images() -> None:
+    source, module = taught("weights"), sys.modules["edgekit.qat.learn"]
+    assert source.lessons is not None
+    spec = QatSpec(batch_size=32, images=90)
+    plans = [[batch.tolist() for batch in module._plan(source.lessons(), spec, epoch)] for epoch in (1, 2)]
+    assert [[len(batch) for batch in plan] for plan in plans] == [[32, 32, 32]] * 2
+    drawn = [{number for batch in plan for number in batch} for plan in plans]
+    assert [len(numbers) for numbers in drawn] == [96, 96]
+    assert drawn[0] != drawn[1]
 
 
 def test_a_cut_off_training_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

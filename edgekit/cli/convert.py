@@ -65,6 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--qat-epochs", type=count, metavar="N", help="of training for int8-qat and --max-drop; default 2"
     )
     parser.add_argument(
+        "--qat-images", type=count, metavar="N", help="drawn anew for each of those epochs; default all"
+    )
+    parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="a .safetensors or .pt file of tensors, or imagenet"
     )
     parser.add_argument(
@@ -124,12 +127,14 @@ def run(args: argparse.Namespace) -> int:
         if args.target != "coreml":
             raise UsageError(f"--deploy is for coreml files, not {args.target}")
         variants = [replace(one, deploy=args.deploy) for one in variants]
-    if args.qat_epochs:
+    if args.qat_epochs or args.qat_images:
         if not any(
             one.precision == QAT or (one.precision == "int8" and one.max_drop is not None) for one in variants
         ):
-            raise UsageError(f"--qat-epochs is for training: give --quantize {QAT}, or int8 with --max-drop")
-        variants = [replace(one, qat=QatSpec(epochs=args.qat_epochs)) for one in variants]
+            given = "--qat-epochs" if args.qat_epochs else "--qat-images"
+            raise UsageError(f"{given} is for training: give --quantize {QAT}, or int8 with --max-drop")
+        qat = QatSpec(epochs=args.qat_epochs or QatSpec().epochs, images=args.qat_images or 0)
+        variants = [replace(one, qat=qat) for one in variants]
     convert.check(variants)
 
     from edgekit import data, source

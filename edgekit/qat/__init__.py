@@ -26,8 +26,9 @@ def train(float_file: bytes, int8_file: bytes, lessons: Lessons, spec: QatSpec, 
     network = Network(float_file, int8_file)
     notes = learn(network, lessons, spec, state)
     epochs = "1 epoch" if spec.epochs == 1 else f"{spec.epochs} epochs"
+    drawn = f"{spec.images} drawn from " if 0 < spec.images < len(lessons.split) else ""
     told = (
-        f"trained with its rounding in place for {epochs} of {len(lessons.split)} images "
+        f"trained with its rounding in place for {epochs} of {drawn}{len(lessons.split)} images "
         f"(list {lessons.split.images_sha256[:12]}), learning rate {spec.learning_rate:g}"
     )
     return Trained(content=network.trained_file(), ranges=network.ranges(), notes=(*notes, told))

@@ -50,13 +50,13 @@ def learn(network: Network, lessons: Lessons, spec: QatSpec, state: Path) -> tup
         done, notes = _resumed(state, key, pupil, optimizer)
         feed = Feed(lessons.split, where.device)
         truth = torch.tensor(lessons.truth, device=where.device)
-        count = len(batches.shuffled(len(lessons.split), spec.batch_size, (spec.seed,)))
+        count = len(_plan(lessons, spec, 0))
         rate = schedule.learning_rate(_as_training(spec), count)
         with tqdm(
             total=spec.epochs * count, initial=done * count, unit="batch", disable=None, leave=False, desc="QAT"
         ) as bar:
             for epoch in range(done + 1, spec.epochs + 1):
-                plan = batches.shuffled(len(lessons.split), spec.batch_size, (spec.seed, epoch, "order"))
+                plan = _plan(lessons, spec, epoch)
                 for step, (pixels, _) in enumerate(feed(plan)):
                     x = augmented(pixels, lessons.augment, (spec.seed, epoch, step))
                     x_NHWC = x.permute(0, 2, 3, 1).contiguous()
@@ -73,6 +73,12 @@ def learn(network: Network, lessons: Lessons, spec: QatSpec, state: Path) -> tup
                 _save(state, key, epoch, pupil, optimizer)
         network.to("cpu")
     return notes
+
+
+def _plan(lessons: Lessons, spec: QatSpec, epoch: int) -> list[Tensor]:
+    """The images of each batch of an epoch."""
+    plan = batches.shuffled(len(lessons.split), spec.batch_size, (spec.seed, epoch, "order"))
+    return plan[: math.ceil(spec.images / spec.batch_size)] if spec.images else plan
 
 
 def _loss(pupil: Network, teacher: Network, x_NHWC: Tensor, truth: Tensor, spec: QatSpec) -> Tensor:
