@@ -18,7 +18,7 @@ from edgekit.artifact import Artifact, Calibration, TensorSpec
 from edgekit.coreml import systems
 from edgekit.errors import ArtifactError, ConversionError, DataError, EdgekitError, UsageError, unknown
 from edgekit.flatbuffer import Operator
-from edgekit.parity import parity
+from edgekit.parity import faint, parity
 from edgekit.preprocess import Pixels, Preprocess
 from edgekit.recipe import QAT, REPAIRED, Variant
 from edgekit.repair import LastResort, repair
@@ -238,8 +238,11 @@ def _convert_one(source: "Source", variant: Variant, images_NHWC: Pixels, out: P
             measured = parity(reference, target.predict(artifact, images_NHWC))
         except ValueError as error:
             raise ConversionError(f"{variant.name} is broken: {error}") from error
-        guilty = _guilty(source, artifact, variant, images_NHWC) if measured.broken(variant.precision) else ()
-        artifact = replace(artifact, parity=measured, path=path, notes=(*artifact.notes, *guilty))
+        why: tuple[str, ...] = ()
+        if measured.broken(variant.precision):
+            silent = faint(reference)
+            why = (silent,) if silent else _guilty(source, artifact, variant, images_NHWC)
+        artifact = replace(artifact, parity=measured, path=path, notes=(*artifact.notes, *why))
         files.write_json(description, encode(artifact))
     files.remove(artifacts.unfinished(path))
     return artifact

@@ -27,6 +27,7 @@ from edgekit.trainspec import AugmentSpec
 T = TypeVar("T")
 LABELLED_BYTES = 2**30  # pixels of held-out images that are kept in memory
 LABELLED_IMAGES = 10_000
+BATCH_PIXELS = 2**17  # of the images that a network is given at once: more waits for memory
 Logits = npt.NDArray[np.float32]
 
 
@@ -163,7 +164,8 @@ class ExportSource(BaseSource):
     @torch.no_grad()
     def logits(self, pixels_NHWC: Pixels) -> Logits:
         images = torch.from_numpy(np.array(pixels_NHWC)).permute(0, 3, 1, 2)
-        rows: list[Tensor] = [self.model(images[i : i + 32].float()) for i in range(0, len(images), 32)]
+        step = max(1, BATCH_PIXELS // (images.shape[2] * images.shape[3]))
+        rows: list[Tensor] = [self.model(images[i : i + step].float()) for i in range(0, len(images), step)]
         return torch.cat(rows).numpy()
 
 

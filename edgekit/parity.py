@@ -6,6 +6,26 @@ import numpy.typing as npt
 from edgekit.artifact import Parity
 
 CAP_DB = 150.0  # equal logits would be infinite, which JSON cannot hold
+FAINT = 6.1e-5  # the smallest number that fp16 holds with all its digits
+IMAGES = 256  # for a share that agrees to within 2 points
+LEAST_IMAGES = 64
+_PIXELS = 2**22  # of all images: large ones take long, and 83 of 224 x 224 show the same
+
+
+def images(height: int, width: int) -> int:
+    """How many images of a size parity is measured on."""
+    return min(IMAGES, max(LEAST_IMAGES, _PIXELS // (height * width)))
+
+
+def faint(reference_NK: npt.NDArray[np.float32]) -> str:
+    """What to tell where the float model's logits are too small for fp16; nothing otherwise."""
+    largest = float(np.abs(reference_NK).max(initial=0.0))
+    if largest >= FAINT:
+        return ""
+    return (
+        f"the float model's own logits are at most {largest:.1g}, which fp16 and int8 do not hold: an untrained "
+        "network's signal dies away like that; parity tells nothing before it is trained"
+    )
 
 
 def sqnr_db(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:

@@ -6,7 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit import __version__, checkpoint, files, recipe, report, runs
+from edgekit import __version__, checkpoint, files, parity, recipe, report, runs
 from edgekit import artifact as artifacts
 from edgekit.artifact import Artifact
 from edgekit.bench import PLAIN, Method, held_out
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from edgekit.preprocess import Pixels
 
 STAGES = ("train", "prune", "convert", "bench", "compare")
-PARITY_IMAGES = 256
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ class Pipeline:
 
         trained, augment = checkpoint.read(self.pruning.checkpoint), self.recipe.train.augment
         source = from_checkpoint(trained, self.dataset.train, self.dataset.val, augment)
-        return source, self.dataset.val.sample(PARITY_IMAGES)
+        return source, self.dataset.val.sample(parity.images(*source.shape_NHWC[1:3]))
 
     def convert(self) -> list[Artifact]:
         from edgekit.convert import convert

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from edgekit import checkpoint, data, keras_model, keras_source, models
+from edgekit.convert import noise
 from edgekit.errors import CheckpointError, ConversionError, EdgekitError, UsageError
 from edgekit.export import (
     ExportSource,
@@ -24,12 +25,14 @@ from edgekit.export import (
 )
 from edgekit.files import sha256
 from edgekit.models import pretrained
+from edgekit.models.settle import settle_
 from edgekit.preprocess import PRESETS, Preprocess, preset
 from edgekit.recipe import ModelSpec
 from edgekit.requires import require
 from edgekit.runs import Run, is_run
 
 IMAGENET_CLASSES = 1000
+SETTLING_PIXELS = 2**18  # of the images that set an untrained network's batch norms
 IMAGENET = "imagenet"  # the value of --weights that names the published ones
 NO_CONTRACT = (
     f"does not say how pixels become its input: give --preprocess {', '.join(PRESETS)} or a TOML file, and --size"
@@ -148,21 +151,30 @@ def _by_name(
         notes += [*pretrained.load_(module, spec), *_expectations(spec, preprocess)]
     elif file:
         _load(module, file)
-    elif ".py:" not in model and not model.endswith(".pt2"):
-        notes.append(f"{model} has random weights: its latency counts, its accuracy does not (--weights FILE)")
     outputs = _outputs(module, preprocess, model)
+    classifier = PixelClassifier(module, preprocess).eval()
+    if not weights and ".py:" not in model and not model.endswith(".pt2"):
+        _settle_(classifier, preprocess)
+        notes.append(f"{model} has random weights: its latency counts, its accuracy does not (--weights FILE)")
     if labels and len(labels) != outputs:
         raise UsageError(f"{model} gives {outputs} scores, but there are {len(labels)} labels")
     if not labels:
         notes.append(_numbered(outputs))
     source = ExportSource(
-        model=PixelClassifier(module, preprocess).eval(),
+        model=classifier,
         preprocess=preprocess,
         labels=labels or tuple(str(index) for index in range(outputs)),
         parent=sha256(file) if file else sha256(Path(model)) if model.endswith(".pt2") else "",
     )
     name = Path(model.partition(".py:")[0]).name.removesuffix(".pt2").replace(":", "-")
     return Found(source=source, name=name, notes=tuple(notes))
+
+
+def _settle_(model: PixelClassifier, preprocess: Preprocess) -> None:
+    """Give an untrained network numbers of a trained one's size: else fp16 holds nothing of its logits."""
+    height, width = preprocess.height, preprocess.width
+    count = min(64, max(8, SETTLING_PIXELS // (height * width)))
+    settle_(model, torch.from_numpy(noise((height, width, 3), count)).permute(0, 3, 1, 2).float())
 
 
 def _expectations(spec: ModelSpec, preprocess: Preprocess) -> list[str]:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from edgekit.artifact import Parity
-from edgekit.parity import CAP_DB, parity, sqnr_db
+from edgekit.parity import CAP_DB, faint, images, parity, sqnr_db
 
 
 def rows(*values: list[float]) -> npt.NDArray[np.float32]:
@@ -71,3 +71,16 @@ def test_the_bars() -> None:
     assert verdict("fp32", 60) == verdict("fp16", 40) == verdict("int8", 3) == verdict("dyn8", 3, 0.9) == ""
     low = "top-1 agrees with the float model on 89.9 % of images, below 90 %"
     assert verdict("int8", 30, 0.899) == verdict("dyn8", 30, 0.899) == verdict("fp32", 100, 0.899) == low
+
+
+def test_logits_that_fp16_cannot_hold_are_named() -> None:
+    assert faint(rows([3e-9, -1e-9])) == (
+        "the float model's own logits are at most 3e-09, which fp16 and int8 do not hold: an untrained network's "
+        "signal dies away like that; parity tells nothing before it is trained"
+    )
+    assert faint(rows([0.0, -1e-3])) == ""
+
+
+@pytest.mark.parametrize(("side", "count"), [(32, 256), (128, 256), (160, 163), (224, 83), (600, 64)])
+def test_large_images_are_fewer(side: int, count: int) -> None:
+    assert images(side, side) == count

@@ -13,8 +13,10 @@ from torch import nn
 
 from edgekit import checkpoint, models, source
 from edgekit.checkpoint import Checkpoint
+from edgekit.convert import noise
 from edgekit.errors import CheckpointError, ConversionError, DataError, UsageError
 from edgekit.files import sha256
+from edgekit.parity import faint
 from edgekit.preprocess import Preprocess
 from edgekit.recipe import CalibrationSpec, ModelSpec
 from edgekit.runs import Run
@@ -79,6 +81,14 @@ def test_random_weights_are_the_same_each_time() -> None:
     first, second = (find("mobilenet_v2", preprocess=size, labels=("a", "b")).source.logits(pixels) for _ in "12")
     assert first.shape == (1, 2)
     assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"])
+def test_what_random_weights_give_can_be_held_in_fp16(name: str) -> None:
+    logits = find(name, preprocess=Preprocess(height=32, width=32)).source.logits(noise((32, 32, 3), 8, seed=3))
+    assert 1e-3 < float(np.abs(logits).mean()) < 10  # 1e-9 as torch makes them
+    assert float(logits.std(0).mean()) > 1e-3  # and they depend on the image
+    assert faint(logits) == ""
 
 
 def test_finding_leaves_the_generator_as_it_was(own: Path) -> None:

@@ -137,8 +137,7 @@ def run(args: argparse.Namespace) -> int:
         variants = [replace(one, qat=qat) for one in variants]
     convert.check(variants)
 
-    from edgekit import data, source
-    from edgekit.pipeline import PARITY_IMAGES
+    from edgekit import data, parity, source
     from edgekit.recipe import CalibrationSpec
     from edgekit.repair import NO_LABELS
 
@@ -167,9 +166,10 @@ def run(args: argparse.Namespace) -> int:
     if found.source.calibrate is None and "int8" in precisions:
         raise UsageError("int8 needs calibration images: give --calibrate DIR, or leave it out of --quantize")
     if found.source.calibrate:
-        images = found.source.calibrate(CalibrationSpec(images=PARITY_IMAGES, seed=1)).pixels_NHWC
+        count = parity.images(*found.source.shape_NHWC[1:3])
+        images = found.source.calibrate(CalibrationSpec(images=count, seed=1)).pixels_NHWC
     else:
-        images = convert.noise(found.source.shape_NHWC[1:], 64)
+        images = convert.noise(found.source.shape_NHWC[1:], parity.LEAST_IMAGES)
         terminal.say("convert: no images (--calibrate DIR): parity is measured on noise")
     out = args.out or Path("artifacts", found.name)
     with terminal.bar("convert") as progress:

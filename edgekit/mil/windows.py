@@ -33,13 +33,15 @@ def _spatial_padding(a: dict[str, Any], rank: int) -> list[int]:
 
 def _conv(a: dict[str, Any]) -> Tensor:
     rank = a["x"].dim() - 2
-    x = F.pad(a["x"], _spatial_padding(a, rank))
+    padding = _spatial_padding(a, rank)
+    even = padding[::2] == padding[1::2]  # torch pads alike on both sides by itself, without a copy
     convolution = {1: F.conv1d, 2: F.conv2d}[rank]
     return convolution(
-        x,
+        a["x"] if even else F.pad(a["x"], padding),
         a["weight"],
         a.get("bias"),
         stride=ints(a["strides"]),
+        padding=padding[::2][::-1] if even else 0,
         dilation=ints(a["dilations"]),
         groups=int(a["groups"]),
     )
