@@ -48,9 +48,8 @@ def main() -> None:
 
 
 def table(run: Path, options: argparse.Namespace) -> None:
-    from edgekit import source
+    from edgekit import parity, source
     from edgekit.convert import converter
-    from edgekit.pipeline import PARITY_IMAGES
     from edgekit.recipe import CalibrationSpec
 
     found = source.find(
@@ -59,7 +58,8 @@ def table(run: Path, options: argparse.Namespace) -> None:
     assert found.held_out is not None
     assert found.calibrate is not None
     held_out, out = found.once("held-out images", found.held_out), options.out / run.name
-    images = found.calibrate(CalibrationSpec(images=PARITY_IMAGES, seed=1)).pixels_NHWC
+    count = parity.images(*found.shape_NHWC[1:3])
+    images = found.calibrate(CalibrationSpec(images=count, seed=1)).pixels_NHWC
     target, rows = converter("coreml"), list[Row]()
     reference: Any = None
     for name, variant in variants(target, options).items():

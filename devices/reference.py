@@ -2,17 +2,22 @@
 
 Core ML runs on Apple systems only; `edgekit.mil` computes what the file says with torch. So predictions count, and
 results say ``reference``; there are no samples, because the time that this takes says nothing about any device.
+A file is executed once on the same inputs: what it gave stands in the user's cache.
 """
 
+import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 
-from edgekit import __version__
+from edgekit import __version__, files
 from edgekit.device import BenchJob, Device, Entry, Outcome, Progress
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.measure import Measurement
@@ -62,11 +67,14 @@ class Reference:
         """Whoever measures here does not disturb what is computed."""
 
     def run(self, job: BenchJob, progress: Progress) -> tuple[Outcome, ...]:
-        outcomes = []
-        for done, entry in enumerate(job.entries):
-            progress(f"{entry.artifact.name}: reference", done / len(job.entries))
+        outcomes, hashed = [], cache(files.sha256)  # the inputs, which entries share, are large
+        for place, entry in enumerate(job.entries):
+
+            def done(share: float, name: str = entry.artifact.name, place: int = place) -> None:
+                progress(f"{name}: reference", (place + share) / len(job.entries))
+
             try:
-                top = _top(entry, job.top_k) if entry.predict else ()
+                top = _remembered(entry, job.top_k, hashed, done) if entry.predict else ()
             except EdgekitError as error:  # a damaged file, an unknown operator: the others still run
                 outcomes.append(Outcome(measurement=None, error=str(error)))
                 continue
@@ -86,8 +94,30 @@ class Reference:
         """Nothing is open."""
 
 
-def _top(entry: Entry, count: int) -> tuple[int, ...]:
-    """The likeliest classes of each input, row by row."""
+def _remembered(
+    entry: Entry, count: int, hashed: Callable[[Path], str], done: Callable[[float], None]
+) -> tuple[int, ...]:
+    """The likeliest classes of each input, row by row; computed where this code did not do so before."""
+    done(0.0)
+    key = files.sha256_of([hashed(entry.artifact.path), hashed(entry.inputs), count, _code()])
+    path = files.cache() / "reference" / f"{key[:32]}.json"
+    with suppress(OSError, ValueError):  # not there, or damaged: it is computed
+        return tuple(int(one) for one in json.loads(path.read_text(encoding="utf-8")))
+    top = _top(entry, count, done)
+    with suppress(OSError):  # where nothing can be kept, the answer counts all the same
+        files.write_json(path, top, compact=True)
+    return top
+
+
+@cache
+def _code() -> str:
+    """What computes: another edgekit.mil or torch may round otherwise."""
+    from edgekit import mil
+
+    return files.sha256_of([version("torch"), *map(files.sha256, sorted(Path(mil.__file__).parent.glob("*.py")))])
+
+
+def _top(entry: Entry, count: int, done: Callable[[float], None]) -> tuple[int, ...]:
     import torch
 
     from edgekit import mil
@@ -96,6 +126,7 @@ def _top(entry: Entry, count: int) -> tuple[int, ...]:
     pixels = np.load(entry.inputs, mmap_mode="r")  # (N, 3, H, W)
     found = []
     for start in range(0, len(pixels), CHUNK):
+        done(start / len(pixels))
         logits = reference.logits(torch.from_numpy(np.array(pixels[start : start + CHUNK])).float())
         found.append(logits.topk(min(count, logits.shape[1]), dim=1).indices)
     return tuple(int(one) for one in torch.cat(found).reshape(-1))

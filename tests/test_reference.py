@@ -3,8 +3,10 @@
 import json
 import shutil
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +15,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from edgekit import convert, data, report, result
+from edgekit import convert, data, plugins, report, result
 from edgekit.artifact import Artifact
-from edgekit.bench import bench
+from edgekit.bench import PLAIN, bench
+from edgekit.benchstage import BenchStage
 from edgekit.cli import main
-from edgekit.device import open_device
+from edgekit.device import Entry, Progress, open_device
 from edgekit.errors import DeviceError, UsageError
 from edgekit.export import ExportSource, PixelClassifier
 from edgekit.preprocess import Preprocess
 from edgekit.recipe import BenchSpec, Variant
+from edgekit.runs import Run
 from edgekit.visit import Images
 from tests.test_convert import patches
 
@@ -43,6 +47,27 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExportSource, list[
     variants = [Variant(target="coreml", precision=name) for name in ("fp16", "pal4")]
     out = tmp_path_factory.mktemp("files")
     return source, convert.convert(source, variants, patches(16, SMALL, seed=0), out, quiet)
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the reference keeps what it computed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/edgekit/reference"
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that were executed, in order."""
+    module, found = plugins.load("devices", "reference"), list[str]()
+    top = module._top
+
+    def counted(entry: Entry, *rest: Any) -> Any:
+        found.append(entry.artifact.name)
+        return top(entry, *rest)
+
+    monkeypatch.setattr(module, "_top", counted)
+    return found
 
 
 @pytest.fixture
@@ -145,3 +170,75 @@ def test_a_damaged_file_fails_and_the_other_runs(
 def test_the_reference_takes_nothing_behind_its_name() -> None:
     with pytest.raises(UsageError, match="the device reference takes nothing behind its name, but got 'x'"):
         open_device("reference://x")
+
+
+def test_a_file_is_executed_once_for_the_same_images(
+    files: tuple[ExportSource, list[Artifact]], photos: Path, tmp_path: Path, kept: Path, executed: list[str]
+) -> None:
+    images, device = labelled(photos), open_device("reference")
+    half = replace(
+        images,
+        images_sha256="0" * 64,
+        truth=images.truth[: COUNT // 2],
+        read=lambda one: images.read(one)[: COUNT // 2],
+    )
+
+    def predictions(given: Images) -> list[tuple[int, ...]]:
+        found = bench(files[1], device, SPEC, tmp_path / "out", images=given, progress=quiet)
+        return [one.predictions.top for one in found if one.predictions]
+
+    first = predictions(images)
+    assert executed == ["coreml-fp16", "coreml-pal4"]
+    assert predictions(images) == first
+    assert executed == ["coreml-fp16", "coreml-pal4"]
+    assert predictions(half) == [top[: len(top) // 2] for top in first]
+    assert len(executed) == 4
+    for one in kept.iterdir():
+        one.write_text("[1, 2")  # as after a crash of the machine
+    assert predictions(images) == first
+    assert len(executed) == 6
+
+
+def test_a_run_measures_core_ml_by_reference_where_no_device_runs_it(
+    files: tuple[ExportSource, list[Artifact]], photos: Path, tmp_path: Path, executed: list[str]
+) -> None:
+    if sys.platform == "darwin":
+        pytest.skip("on a Mac Core ML itself runs")
+    said: list[str] = []
+
+    class Listener:
+        def say(self, text: str) -> None:
+            said.append(text)
+
+        def bar(self, stage: str) -> AbstractContextManager[Progress]:
+            return nullcontext(quiet)
+
+        def confirm(self, question: str) -> bool:
+            return False
+
+    def stage() -> BenchStage:
+        return BenchStage(
+            run=Run(folder=tmp_path / "run"),
+            spec=replace(SPEC, threads=(1, 2)),  # of which a reference has one
+            listener=Listener(),
+            train_key="trained",
+            images=lambda: labelled(photos),
+            method=PLAIN,
+        )
+
+    Run(folder=tmp_path / "run").begin("small", "photos", "")
+    stage().measure(files[1], ["local"])
+    assert said == [
+        "bench: coreml-fp16 is not measured: local cannot run coreml",
+        "bench: coreml-pal4 is not measured: local cannot run coreml",
+        "bench: nothing to measure on local",
+        "bench: accuracy of coreml-fp16, coreml-pal4 by edgekit's reference execution, no latency",
+        "bench: 2 files on reference",
+    ]
+    found = result.read(tmp_path / "run/results/reference/coreml-fp16.json")
+    assert found.device.reference
+    assert found.predictions is not None
+    assert len(found.predictions.truth) == COUNT
+    stage().measure(files[1], ["local"])
+    assert said[-1] == "bench: reference done already"
+    assert len(executed) == 2
