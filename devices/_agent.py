@@ -1,8 +1,9 @@
 """The edgekit agent: measures model files on the machine it runs on. One file, Python 3.9 or newer.
 
 It needs NumPy and one runtime: ai-edge-litert, tflite-runtime or tensorflow for ``tflite``, onnxruntime for
-``onnx``, on a Mac coremltools and Pillow for ``coreml`` (Python 3.10 or newer). It imports nothing else, and never
-executes anything that it was sent: a job is data.
+``onnx``, on a Mac coremltools and Pillow for ``coreml`` (Python 3.10 or newer), and Xcode where EDGEKIT_IPHONE
+names an iPhone there that is measured in its place. It imports nothing else, and never executes anything that it
+was sent: a job is data.
 
     python agent.py JOB.json      runs the job; events on stdout, one JSON object a line
     python agent.py --describe    the `device` event alone
@@ -102,6 +103,7 @@ PROFILE_NS, PROFILE_RUNS = 400_000_000, range(3, 201)
 PROFILE_STALL_S = 120.0
 JOB_KEYS = ("samples", "seconds", "blocks", "warmup", "warmup_seconds", "top_k", "entries")
 ENTRY_KEYS = ("model", "target", "precision", "output", "threads", "inputs", "predict")
+PHONE = "EDGEKIT_IPHONE"  # in the environment: the UDID of the iPhone that is measured, or any
 ROOT = ""  # where /proc and /sys lie; the tests put others in their place
 Event = dict[str, Any]
 clock = time.perf_counter_ns
@@ -270,17 +272,7 @@ class CoremlModel:
         model = models.CompiledMLModel(compiled, compute_units=tools.ComputeUnit[unit])
         self.compile_ms, self.load_ms = (middle - start) / 1e6, (clock() - middle) / 1e6
         self.delegate, self.plan = unit, compute_plan(tools, compiled, unit)
-        self.note = ""
-        left = [row["kind"] for row in self.plan if row["unit"] == "CPU"]
-        self.operators: Event | None = None
-        if self.plan and unit != "CPU_ONLY":
-            self.operators = {
-                "total": len(self.plan),
-                "taken": len(self.plan) - len(left),
-                "left": {kind: left.count(kind) for kind in dict.fromkeys(left)},
-            }
-            if unit != "ALL" and len(left) == len(self.plan):
-                self.note = f"the delegate fell back: Core ML plans all {len(left)} operators for the CPU"
+        self.operators, self.note = taken_by_units(self.plan, unit)
 
         def invoke() -> None:
             self.given = model.predict(self.row)
@@ -300,12 +292,111 @@ class CoremlModel:
         return numpy.array([found[label] for label in self.labels])
 
 
+class IphoneModel:
+    """An .mlpackage of plain tensors on an iPhone, in the app that coremltools builds and drives through Xcode.
+
+    An inference is sent there and back in files, which takes a second or more; what counts is the app's own time
+    for it, which is Core ML's prediction alone.
+    """
+
+    def __init__(self, module: str, distribution: str, version: str, entry: Event) -> None:
+        import asyncio
+        from pathlib import Path
+
+        os.environ["TQDM_DISABLE"] = "1"  # a bar for every file that is sent
+        unit, team, told = os.environ.get("EDGEKIT_UNIT", "ALL"), os.environ["EDGEKIT_TEAM"], phone()
+        tools, parts = import_module(module), f"{module}.models.ml_program.experimental"
+        remote, wrapper = import_module(f"{parts}.remote_device"), import_module(f"{parts}.async_wrapper")
+        self.folder = tempfile.TemporaryDirectory(prefix="edgekit-coreml-")
+        with zipfile.ZipFile(entry["model"]) as archive:
+            archive.extractall(self.folder.name)
+        (package,) = glob.glob(os.path.join(self.folder.name, "*.mlpackage"))
+        self.input_name = tools.utils.load_spec(package).description.input[0].name
+        # Kept for the next time: building takes a minute, and the keychain that signs may be locked then.
+        base = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        self.place = os.path.join(base, f"modelrunner-{version}-{team}")
+        os.makedirs(self.place, exist_ok=True)
+        loop = asyncio.new_event_loop()
+        self.wait: Callable[[Any], Any] = loop.run_until_complete
+        (device,) = [one for one in remote.Device.get_devices() if one.udid == told["udid"]]
+        signing = remote.AppSigningCredentials(
+            development_team=team, bundle_identifier=f"com.edgekit.modelrunner.{team.lower()}"
+        )
+        try:
+            self.device = self.wait(device.prepare_for_model_debugging(signing, Path(self.place)))
+        except Exception as error:  # of many kinds, and Xcode's own words are lost in coremltools
+            raise Refused(
+                f"the app that measures could not be brought onto {told['name']} ({type(error).__name__}: "
+                f"{error}): unlock the phone; is the team right, and may its key sign here (security "
+                "unlock-keychain)?"
+            ) from error
+        self.model = wrapper.MLModelAsyncWrapper.from_spec_or_path(
+            package,
+            os.path.join(package, "Data", "com.apple.CoreML", "weights"),
+            compute_units=tools.ComputeUnit[unit],
+            device=self.device,
+        )
+        self.wait(self.model.load())
+        self.load_ms = (self.model.load_duration_in_nano_seconds or 0) / 1e6
+        self.delegate, self.plan = unit, list[Event]()
+        if release(told["os"]) >= (17, 4):
+            self.plan = plan_rows(self.wait(self.model.retrieve_compute_plan()))
+        self.operators, self.note = taken_by_units(self.plan, unit)
+
+    def invoke(self) -> None:
+        self.given = self.wait(self.model.predict(self.row))
+
+    def elapsed_ns(self) -> int:
+        """What the last inference took by the phone's own clock."""
+        duration = self.model.last_predict_duration_in_nano_seconds
+        if duration is None:
+            raise Refused("the app on the phone did not tell how long an inference took")
+        return int(duration)
+
+    def set_input(self, row: Any) -> None:
+        """*row*: uint8 RGB (1, 3, H, W)."""
+        self.row = {self.input_name: row.astype("float32")}
+
+    def output(self) -> Any:
+        return pick(list(self.given), "", list(self.given.values()))
+
+    def close(self) -> None:
+        """End the app, and remove what was sent to it and what came."""
+        self.device.session.stop()
+        for pattern in ("*/requests", "build/*/requests"):
+            for folder in glob.glob(os.path.join(self.place, pattern)):
+                shutil.rmtree(os.path.dirname(folder), ignore_errors=True)
+
+
+def release(system: str) -> tuple[int, ...]:
+    """Of ``iOS 18.1`` (18, 1)."""
+    return tuple(map(int, re.findall(r"\d+", system)[:2]))
+
+
 def compute_plan(tools: Any, compiled: str, unit: str) -> list[Event]:
     """The unit that Core ML plans each operator for, and its share of the cost. Older systems do not tell."""
     if sys.platform == "darwin" and tuple(map(int, platform.mac_ver()[0].split(".")[:2])) < (14, 4):
         return []
     module = import_module(f"{tools.__name__}.models.compute_plan")
-    plan = module.MLComputePlan.load_from_path(compiled, compute_units=tools.ComputeUnit[unit])
+    return plan_rows(module.MLComputePlan.load_from_path(compiled, compute_units=tools.ComputeUnit[unit]))
+
+
+def taken_by_units(plan: list[Event], unit: str) -> tuple[Event | None, str]:
+    """How many operators other units than the CPU take, None where that is not told or asked; and a doubt."""
+    if not plan or unit == "CPU_ONLY":
+        return None, ""
+    left = [row["kind"] for row in plan if row["unit"] == "CPU"]
+    operators = {
+        "total": len(plan),
+        "taken": len(plan) - len(left),
+        "left": {kind: left.count(kind) for kind in dict.fromkeys(left)},
+    }
+    if unit == "ALL" or len(left) < len(plan):
+        return operators, ""
+    return operators, f"the delegate fell back: Core ML plans all {len(left)} operators for the CPU"
+
+
+def plan_rows(plan: Any) -> list[Event]:
     kinds = {"MLCPUComputeDevice": "CPU", "MLGPUComputeDevice": "GPU", "MLNeuralEngineComputeDevice": "NE"}
     rows: list[Event] = []
     for one in plan.model_structure.program.functions["main"].block.operations:
@@ -342,7 +433,8 @@ def load_model(entry: Event) -> tuple[Any, str, str]:
         if entry["target"] == "coreml" and sys.platform != "darwin":
             needed = ""
         raise Refused(f"nothing here runs {entry['target']} files" + (f": install {needed}" if needed else ""))
-    kind = {"tflite": TfliteModel, "onnx": OnnxModel, "coreml": CoremlModel}[entry["target"]]
+    coreml: Any = IphoneModel if os.environ.get(PHONE) else CoremlModel
+    kind = {"tflite": TfliteModel, "onnx": OnnxModel, "coreml": coreml}[entry["target"]]
     return kind(*found, entry), found[1], found[2]
 
 
@@ -383,7 +475,8 @@ def serve(entry: Event, send: Callable[..., None]) -> None:
     model.set_input(numpy.array(inputs[:1]))
     start = clock()
     model.invoke()
-    first_ms = (clock() - start) / 1e6
+    own = getattr(model, "elapsed_ns", None)
+    first_ms = (own() if own else clock() - start) / 1e6
     for _ in range(2):  # a memory arena may still grow once
         model.invoke()
     send(
@@ -396,7 +489,7 @@ def serve(entry: Event, send: Callable[..., None]) -> None:
         load_ms=model.load_ms,
         first_ms=first_ms,
         # Before the test images are touched: their pages would count as this process's memory.
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=None if own else peak_memory_bytes(),
         **{key: getattr(model, key) for key in ("compile_ms", "plan") if hasattr(model, key)},
     )
     if model.note:
@@ -411,11 +504,17 @@ def serve(entry: Event, send: Callable[..., None]) -> None:
         else:
             predict(model, inputs, command["top_k"], send)
         send("ready")
+    if hasattr(model, "close"):
+        model.close()
 
 
 def measure(model: Any, rows: list[Any], command: Event, send: Callable[..., None]) -> None:
-    """One block: warm up, then time single inferences; only `invoke` lies between the two clock readings."""
+    """One block: warm up, then time single inferences; only `invoke` lies between the two clock readings.
+
+    A model that runs elsewhere tells the time itself.
+    """
     set_input, invoke, many = model.set_input, model.invoke, len(rows)
+    own = getattr(model, "elapsed_ns", None)
     count, end = 0, clock() + int(command["warmup_seconds"] * 1e9)
     while count < command["warmup"] or clock() < end:
         set_input(rows[count % many])
@@ -445,7 +544,7 @@ def measure(model: Any, rows: list[Any], command: Event, send: Callable[..., Non
         count += 1
         if start >= due:
             starts.append(start)
-            durations.append(stop - start)
+            durations.append(own() if own else stop - start)
             kept, due = kept + 1, start + spacing_ns
         if stop - flushed >= FLUSH_NS:
             flush()
@@ -749,9 +848,10 @@ def paths(pattern: str) -> list[str]:
     return sorted(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path)])
 
 
-def output_of(*command: str) -> str:
+def output_of(*command: str, limit_s: float = 5.0) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout.strip()
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
+        return ran.stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
 
@@ -871,7 +971,101 @@ def describe() -> Event:
         "kernel": system.release,
         "emulated": "QEMU TCG" in cpu or qemu_user(),  # the first is a whole machine
         "runtimes": {target: f"{item[1]} {item[2]}" for target, item in found.items() if item},
+        **(phone_described(found["coreml"]) if os.environ.get(PHONE) else {}),
     }
+
+
+def phone_described(runtime: tuple[str, str, str] | None) -> Event:
+    """What is told of the iPhone in place of the Mac that it is on."""
+    one = phone()
+    package = util.find_spec(runtime[0]) if runtime else None
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        if not os.path.exists(os.path.join(folder, "models/ml_program/experimental/remote_device.py")):
+            assert runtime is not None
+            raise Refused(
+                f"coremltools {runtime[2]} there does not reach an iPhone; 9.0 does: "
+                f"{sys.executable} -m pip install -U coremltools"
+            )
+    return {
+        "model": one["model"],
+        "soc": "",
+        "cpu": one["cpu"] or one["model"],
+        "architecture": "arm64",
+        "cores": 1,  # not told, and Core ML has no number of threads
+        "clusters": [],
+        "features": [],
+        "memory_bytes": None,
+        "os": one["os"],
+        "kernel": one["build"],
+        "runtimes": {"coreml": f"{runtime[1]} {runtime[2]}"} if runtime else {},
+    }
+
+
+def phone() -> Event:
+    """The iPhone that the environment names, ready to be used. Raises Refused."""
+    wanted = os.environ[PHONE]
+    # coremltools calls some of Xcode's programs by their bare names.
+    tools = os.path.join(output_of("xcode-select", "-p") or "/", "usr/bin")
+    if tools not in os.environ["PATH"].split(os.pathsep):
+        os.environ["PATH"] += os.pathsep + tools
+    if not output_of("xcodebuild", "-version", limit_s=60.0):
+        raise Refused(
+            "measuring on an iPhone needs Xcode on the Mac: install it from the App Store, open it once, then "
+            "sudo xcode-select -s /Applications/Xcode.app"
+        )
+    if not shutil.which("devicectl"):
+        raise Refused("measuring on an iPhone needs Xcode 15 or newer on the Mac: this one has no devicectl")
+    known = phones()
+    named = ", ".join(f"{one['name']} (iphone={one['udid']})" for one in known)
+    if not known:
+        raise Refused("the Mac knows no iPhone: connect one with a cable, unlock it, and trust the Mac on it")
+    found = [one for one in known if wanted in ("any", one["udid"])]
+    if not found:
+        raise Refused(f"the Mac knows no iPhone {wanted}; it knows {named}")
+    attached = [one for one in found if one["state"] == "connected"]
+    if len(attached or found) > 1:
+        raise Refused(f"the Mac knows several iPhones: name one of {named}")
+    one = (attached or found)[0]
+    if one["developer"] == "disabled":
+        raise Refused(
+            f"Developer Mode is off on {one['name']}: turn it on in Settings, Privacy & Security, Developer Mode"
+        )
+    if not attached:
+        # Its connection sleeps while nobody uses it: a question wakes it up.
+        output_of("xcrun", "devicectl", "device", "info", "details", "-d", one["udid"], limit_s=60.0)
+        one = next((again for again in phones() if again["udid"] == one["udid"]), one)
+    if one["state"] != "connected":
+        raise Refused(f"{one['name']} is {one['state'] or 'not connected'}: connect its cable, and unlock it")
+    return one
+
+
+def phones() -> list[Event]:
+    """The iPhones that Xcode knows, also those that are away."""
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        path = os.path.join(folder, "devices.json")
+        output_of("xcrun", "devicectl", "list", "devices", "-j", path, limit_s=60.0)
+        try:
+            with open(path, encoding="utf-8") as stream:
+                listed = json.load(stream)["result"]["devices"]
+        except (OSError, ValueError, LookupError) as error:
+            raise Refused(f"xcrun devicectl list devices gives no list of devices: {error}") from error
+    found = []
+    for one in listed:
+        about, hardware = one.get("deviceProperties", {}), one.get("hardwareProperties", {})
+        if hardware.get("deviceType", "").lower() == "iphone":
+            found.append(
+                {
+                    "udid": hardware.get("udid", ""),
+                    "name": about.get("name", "iPhone"),
+                    "model": hardware.get("marketingName") or hardware.get("productType", "iPhone"),
+                    "cpu": hardware.get("platform", ""),
+                    "os": f"iOS {about.get('osVersionNumber', '')}",
+                    "build": about.get("osBuildUpdate", ""),
+                    "developer": about.get("developerModeStatus", ""),
+                    "state": one.get("connectionProperties", {}).get("tunnelState", "").lower(),
+                }
+            )
+    return found
 
 
 PI_FLAGS = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")  # bits 0-3, and 16-19
@@ -904,7 +1098,8 @@ class Probe:
         self.throttle_counts = paths("/sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count")
         self.pi_flags = paths("/sys/devices/platform/soc/soc:firmware/get_throttled")
         self.has_vcgencmd = not self.pi_flags and "throttled=" in output_of("vcgencmd", "get_throttled")
-        self.mac = bool(output_of("sw_vers", "-productVersion"))
+        # An iPhone on it tells nothing of its own heat, and the Mac's is not what matters.
+        self.mac = not os.environ.get(PHONE) and bool(output_of("sw_vers", "-productVersion"))
         self.flags_before, self.count_before = self.flags(), self.count()
         self.before: tuple[int, float] | None = None
         self.hot_c, self.last_count = self.slows_at() - HEADROOM_C, self.count_before
@@ -1033,6 +1228,12 @@ class Child:
             pass  # it died: the end of its stdout tells
 
     def end(self) -> None:
+        if os.environ.get(PHONE) and self.process.stdin is not None and not self.process.stdin.closed:
+            self.process.stdin.close()  # it ends the app on the phone, too
+            try:
+                self.process.wait(10.0)
+            except subprocess.TimeoutExpired:
+                pass
         self.process.kill()
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self.stderr):
@@ -1392,16 +1593,19 @@ def main(arguments: list[str]) -> int:
             emit(describe())
             return 0
         return run(arguments[0])
+    except Refused as error:
+        sys.stderr.write(f"{error}\n")
+        return 4
     except BrokenPipeError:
         return 1  # the host is gone
 
 
 def run(path: str) -> int:
     """The job in the file at *path*, its events on stdout."""
-    emit(describe())
     try:
+        emit(describe())
         job = read_job(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, Refused) as error:
         emit({"event": "error", "entry": None, "text": str(error)})
         return 2
     if shutil.which("caffeinate"):  # a Mac that falls asleep measures nothing; it ends when this process does

@@ -56,7 +56,7 @@ class Described:
     cpu: str
     architecture: str
     cores: int
-    memory_bytes: int
+    memory_bytes: int | None
     os: str
     kernel: str
     emulated: bool

@@ -98,7 +98,8 @@ def sweep(artifacts: Sequence[Artifact], cores: int) -> tuple[int, ...]:
 
     More than four seldom helps: a phone's other cores are slow ones, and LiteRT waits for the slowest.
     """
-    return tuple(n for n in SWEEP if n <= max(1, cores)) if len(artifacts) == 1 else SWEEP[:1]
+    several = len(artifacts) == 1 and artifacts[0].target != "coreml"  # which has no number of threads
+    return tuple(n for n in SWEEP if n <= max(1, cores)) if several else SWEEP[:1]
 
 
 def bench(

@@ -13,9 +13,15 @@ delegate = "gpu"                 # xnnpack (the default), gpu, nnapi or none
 [mac]
 address = "mac+ssh://me@mac.local"
 unit = "CPU_AND_NE"              # what Core ML may use: ALL (the default), CPU_ONLY, CPU_AND_GPU or CPU_AND_NE
+
+[iphone]
+address = "mac+ssh://me@mac.local"
+iphone = "any"                   # the iPhone on that Mac is measured: any, or its UDID where there are several
+team = "ABCDE12345"              # the Apple developer team that signs the app which measures
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -39,8 +45,20 @@ class Options:
     benchmark_model: str = ""
     delegate: str = ""
     unit: str = ""
+    iphone: str = ""
+    team: str = ""
 
     def __post_init__(self) -> None:
+        if self.iphone and not re.fullmatch(r"any|[0-9A-Fa-f-]{24,40}", self.iphone):
+            raise ValueError(
+                f"iphone is {self.iphone!r}; it is any, or a UDID (Finder shows it, and xcrun devicectl)"
+            )
+        if self.team and not re.fullmatch(r"[A-Z0-9]{10}", self.team):
+            raise ValueError(
+                f"team is {self.team!r}; an Apple developer team has ten letters and digits: ABCDE12345"
+            )
+        if bool(self.iphone) != bool(self.team):
+            raise ValueError("iphone and team go together: the phone, and who signs the app that measures on it")
         if self.delegate and self.delegate not in DELEGATES:
             hint = nearest(self.delegate, DELEGATES)
             raise ValueError(f"delegate is {self.delegate!r}; choose from {', '.join(DELEGATES)}{hint}")
@@ -66,6 +84,8 @@ class Named:
     benchmark_model: str | None = None
     delegate: str | None = None
     unit: str | None = None
+    iphone: str | None = None
+    team: str | None = None
 
     @property
     def full(self) -> str:

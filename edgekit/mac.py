@@ -1,4 +1,7 @@
-"""Core ML files on a Mac, through coremltools and the agent: on what `unit` in the address lets Core ML use."""
+"""Core ML files on a Mac, through coremltools and the agent: on what `unit` in the address lets Core ML use.
+
+With `iphone` in the address the agent measures an iPhone on that Mac, through the app that coremltools builds.
+"""
 
 import tempfile
 import zipfile
@@ -8,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit import preflight
-from edgekit.device import BenchJob, Entry, Outcome, Progress
+from edgekit.coreml.tensors import as_tensors
+from edgekit.device import BenchJob, Entry, Interrupted, Outcome, Progress
 from edgekit.errors import DeviceError
 from edgekit.inventory import TAKES as FOLDER_AND_PYTHON
 from edgekit.inventory import Options
@@ -17,7 +21,8 @@ from edgekit.remote import AgentDevice, open_agent
 from edgekit.result import DeviceInfo
 from edgekit.transport import Transport
 
-TAKES = (*FOLDER_AND_PYTHON, "unit")
+TAKES = (*FOLDER_AND_PYTHON, "unit", "iphone", "team")
+PHONE_LIMIT_S = 86400.0  # an inference on an iPhone takes a second on its way
 OLDEST = (3, 10)  # Python of coremltools 9
 FAKE = "+fake"  # in the version of a coremltools that only stands in for the real one, as in tests
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of what a .zip holds: the same package is the same file
@@ -25,7 +30,10 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # of what a .zip holds: the same package is the 
 
 @dataclass(frozen=True, kw_only=True)
 class MacDevice:
+    """*iphone*: the agent measures an iPhone on that Mac."""
+
     agent: AgentDevice
+    iphone: bool = False
 
     @property
     def info(self) -> DeviceInfo:
@@ -49,8 +57,27 @@ class MacDevice:
     def run(self, job: BenchJob, progress: Progress) -> tuple[Outcome, ...]:
         with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
             packed: dict[Path, Path] = {}
-            entries = tuple(_packed(entry, Path(folder), packed) for entry in job.entries)
-            return self.agent.run(replace(job, entries=entries), progress)
+            pack = _packed_tensors if self.iphone else _packed
+            entries = tuple(pack(entry, Path(folder), packed) for entry in job.entries)
+            return self._apart(job, entries, progress) if self.iphone else self._together(job, entries, progress)
+
+    def _together(self, job: BenchJob, entries: Sequence[Entry], progress: Progress) -> tuple[Outcome, ...]:
+        return self.agent.run(replace(job, entries=tuple(entries)), progress)
+
+    def _apart(self, job: BenchJob, entries: Sequence[Entry], progress: Progress) -> tuple[Outcome, ...]:
+        """One entry after the other: to install the app for the next one ends the one that runs."""
+        found: list[Outcome] = []
+        for place, entry in enumerate(entries):
+
+            def tell(text: str, share: float, place: int = place) -> None:
+                progress(text, (place + share) / len(entries))
+
+            try:
+                found += self._together(job, [entry], tell)
+            except Interrupted as stop:
+                rest = [Outcome(measurement=None, error="interrupted")] * (len(entries) - place - 1)
+                raise Interrupted((*found, *stop.outcomes, *rest)) from stop.__cause__
+        return tuple(found)
 
     def close(self) -> None:
         self.agent.close()
@@ -69,7 +96,10 @@ def open_mac(address: str, transport: Transport, options: Options) -> MacDevice:
             f"{address}: {found}: coremltools needs 3.10 or newer (python.org, or brew install python)"
         )
     facts = replace(facts, pythons=tuple(one for one in facts.pythons if one.minor >= OLDEST))
-    device = open_agent(transport, options, facts)
+    environment = {"EDGEKIT_UNIT": options.unit or "ALL"}
+    if options.iphone:
+        environment |= {"EDGEKIT_IPHONE": options.iphone, "EDGEKIT_TEAM": options.team}
+    device = open_agent(transport, options, facts, environment)
     if "coreml" not in device.runtimes:
         python = facts.pythons[0].path
         raise DeviceError(
@@ -80,8 +110,9 @@ def open_mac(address: str, transport: Transport, options: Options) -> MacDevice:
         agent=replace(
             device,
             info=replace(device.info, address=address, fake=FAKE in device.runtimes["coreml"]),
-            program=f"env EDGEKIT_UNIT={options.unit or 'ALL'} {device.program}",
-        )
+            limit_s=PHONE_LIMIT_S if options.iphone else None,
+        ),
+        iphone=bool(options.iphone),
     )
 
 
@@ -97,6 +128,19 @@ def _packed(entry: Entry, folder: Path, packed: dict[Path, Path]) -> Entry:
                 if one.is_file():
                     name = f"model.mlpackage/{one.relative_to(path).as_posix()}"
                     archive.writestr(zipfile.ZipInfo(name, _EPOCH), one.read_bytes(), zipfile.ZIP_DEFLATED)
+    return replace(entry, artifact=replace(entry.artifact, path=packed[path]))
+
+
+def _packed_tensors(entry: Entry, folder: Path, packed: dict[Path, Path]) -> Entry:
+    """The same of the package as plain tensors, which is all that the app on an iPhone takes."""
+    path = entry.artifact.path
+    plain = folder / "tensors" / f"{len(packed)}.mlpackage"
+    if path not in packed:
+        plain.parent.mkdir(exist_ok=True)
+        as_tensors(path, plain)
+        packed[path] = _packed(
+            replace(entry, artifact=replace(entry.artifact, path=plain)), folder, packed
+        ).artifact.path
     return replace(entry, artifact=replace(entry.artifact, path=packed[path]))
 
 

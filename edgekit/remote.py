@@ -31,6 +31,8 @@ STOP_S = 30.0
 OLD_DAYS = 7  # what a visit that nobody came back for has left goes then
 FULL_BYTES = 1_000_000
 TURN_S = 3600.0  # that one command waits for its turn
+DESCRIBE_S = 240.0  # an iPhone may have to be woken
+REFUSED = 4  # the agent's status where it says why a device cannot be used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,14 +198,27 @@ class AgentDevice:
         return self.transport.run(command, limit_s=limit_s, feed=feed, beat_s=beat_s)
 
 
-def open_agent(transport: Transport, options: Options, facts: Facts | None = None) -> AgentDevice:
-    """The device behind a connected transport, the agent brought there. Raises DeviceError."""
+def open_agent(
+    transport: Transport,
+    options: Options,
+    facts: Facts | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> AgentDevice:
+    """The device behind a connected transport, the agent brought there. Raises DeviceError.
+
+    *environment*: variables that the agent starts with.
+    """
     facts = facts or preflight.read(transport, options.folder, options.python)
     if found := preflight.faults(facts):
         raise DeviceError(f"{transport.address}: {'; '.join(found)}")
     program = agent_program(transport, facts)
+    if environment:
+        given = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
+        program = f"env {given} {program}"
     said: list[bytes] = []
-    ended = transport.run(f"exec {program} --describe", limit_s=60.0, feed=said.append)
+    ended = transport.run(f"exec {program} --describe", limit_s=DESCRIBE_S, feed=said.append)
+    if ended.status == REFUSED:  # in words of its own
+        raise DeviceError(f"{transport.address}: {ended.stderr.strip().splitlines()[-1]}")
     check(transport, "agent.py --describe", ended)
     info, runtimes = agent.describe(said[-1] if said else b"", transport.address)
     return AgentDevice(transport=transport, facts=facts, program=program, info=info, runtimes=runtimes)

@@ -19,7 +19,7 @@ COMPRESSED = "constexpr_"  # how operators begin that expand constants
 
 def load(path: Path) -> Any:
     """The main function of the package's program. Raises ArtifactError for anything that is not one."""
-    with _reading(path) as ct:
+    with reading(path) as ct:
         from coremltools.converters.mil.frontend.milproto.load import load as load_program
 
         model = ct.models.MLModel(str(path), skip_model_load=True)
@@ -34,7 +34,7 @@ def load(path: Path) -> Any:
 
 def describe(path: Path) -> Any:
     """The package's description: inputs, outputs, metadata. Raises ArtifactError for anything that has none."""
-    with _reading(path) as ct:
+    with reading(path) as ct:
         return ct.models.MLModel(str(path), skip_model_load=True).get_spec().description
 
 
@@ -57,7 +57,7 @@ def target(function: Any) -> str:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Any]:
+def reading(path: Path) -> Iterator[Any]:
     """Gives coremltools. It reports damaged packages by many kinds of errors."""
     with quiet():
         ct = require("coremltools", feature="Reading coreml files", extra="coreml")

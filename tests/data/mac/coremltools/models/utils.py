@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 
 def load_spec(path):
+    if not os.path.exists(os.path.join(path, "stand_in.json")):  # one of edgekit's own, for the phone
+        return SimpleNamespace(description=SimpleNamespace(input=[SimpleNamespace(name="image")]))
     with open(os.path.join(path, "stand_in.json")) as stream:
         model = json.load(stream)
     defined = defaultdict(str)  # a map of protobuf gives nothing for a key that it lacks
