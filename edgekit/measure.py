@@ -1,11 +1,14 @@
 """What a latency run leaves: raw samples, telemetry beside them, and a verdict on whether they count."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from edgekit.integers import integers
 
 MIN_SAMPLES = 128  # fewer tell nothing about a p90
 P99_SAMPLES = 1_000
@@ -59,7 +62,7 @@ class Summary:
     std_ns: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)  # without slots: what is derived from the samples is kept
 class Measurement:
     """Raw samples: per inference its duration, its start (ns on the device's monotonic clock), its block.
 
@@ -67,9 +70,9 @@ class Measurement:
     *compile_ms*: what Core ML takes before the load.
     """
 
-    samples_ns: tuple[int, ...]
-    starts_ns: tuple[int, ...]
-    blocks: tuple[int, ...]
+    samples_ns: Sequence[int]
+    starts_ns: Sequence[int]
+    blocks: Sequence[int]
     load_ms: float
     first_ms: float
     peak_memory_bytes: int | None = None
@@ -82,12 +85,25 @@ class Measurement:
         return len(self.samples_ns) or sum(one.count for one in self.summaries)
 
     def __post_init__(self) -> None:
+        for name in ("samples_ns", "starts_ns", "blocks"):
+            object.__setattr__(self, name, integers(getattr(self, name)))
         if self.samples_ns and self.summaries:
             raise ValueError("samples and summaries exclude each other")
         if not len(self.samples_ns) == len(self.starts_ns) == len(self.blocks):
             raise ValueError("samples_ns, starts_ns and blocks differ in length")
-        if min(self.samples_ns, default=1) < 1:
+        if np.min(self.samples_ns, initial=1) < 1:
             raise ValueError("a sample is not positive")
+
+    @cached_property
+    def _medians_ms(self) -> dict[int, float]:
+        if self.summaries:
+            return {one.block: one.median_ns / 1e6 for one in self.summaries}
+        samples_ms, blocks = np.asarray(self.samples_ns, np.float64) / 1e6, np.asarray(self.blocks)
+        return {int(block): float(np.median(samples_ms[blocks == block])) for block in np.unique(blocks)}
+
+    @cached_property
+    def _latency(self) -> "Latency":
+        return _statistics(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,16 +125,17 @@ class Latency:
     summarized: bool = False
 
 
-def block_medians_ms(measurement: Measurement) -> dict[int, float]:
+def block_medians_ms(measurement: Measurement) -> Mapping[int, float]:
     """The median of each block."""
-    if measurement.summaries:
-        return {one.block: one.median_ns / 1e6 for one in measurement.summaries}
-    samples_ms, blocks = np.asarray(measurement.samples_ns, np.float64) / 1e6, np.asarray(measurement.blocks)
-    return {int(block): float(np.median(samples_ms[blocks == block])) for block in np.unique(blocks)}
+    return measurement._medians_ms
 
 
 def latency(measurement: Measurement) -> Latency:
     """The statistics of at least one inference. Raises ValueError for none."""
+    return measurement._latency
+
+
+def _statistics(measurement: Measurement) -> Latency:
     medians = tuple(block_medians_ms(measurement).values())
     if measurement.summaries:
         p50 = float(np.median(medians))
@@ -136,7 +153,7 @@ def latency(measurement: Measurement) -> Latency:
     samples_ms = np.asarray(measurement.samples_ns, np.float64) / 1e6
     if not len(samples_ms):
         raise ValueError("no samples")
-    p50, p90, p99 = (float(np.percentile(samples_ms, q)) for q in (50, 90, 99))
+    p50, p90, p99 = (float(value) for value in np.percentile(samples_ms, (50, 90, 99)))
     return Latency(
         count=len(samples_ms),
         p50_ms=p50,

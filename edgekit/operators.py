@@ -1,6 +1,7 @@
 """What a runtime did with a file's operators: which of them its delegate took, and what each of them cost."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +49,7 @@ class Cost:
     mean_us: float  # of the middle half of the runs
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)  # without slots: the sum is kept
 class Profile:
     """What each operator costs, in the order in which they run, apart from the timed inferences.
 
@@ -60,7 +61,7 @@ class Profile:
     costs: tuple[Cost, ...] = ()
     absent: str = ""
 
-    @property
+    @cached_property
     def sum_us(self) -> float:
         return sum(cost.mean_us for cost in self.costs)
 

@@ -1,7 +1,9 @@
 """A result: one artifact on one device with one setting, raw samples and per-image predictions kept."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy.typing as npt
 from edgekit import files
 from edgekit.artifact import Artifact
 from edgekit.errors import ResultError
+from edgekit.integers import integers
 from edgekit.measure import Cooling, Measurement, Telemetry, Validity, judge
 from edgekit.operators import Delegation, Placed, Profile
 from edgekit.processor import Cluster
@@ -60,14 +63,16 @@ class Predictions:
 
     dataset: str
     images_sha256: str
-    truth: tuple[int, ...]
+    truth: Sequence[int]
     k: int
-    top: tuple[int, ...]
+    top: Sequence[int]
 
     def __post_init__(self) -> None:
+        for name in ("truth", "top"):
+            object.__setattr__(self, name, integers(getattr(self, name)))
         if self.k < 1:
             raise ValueError(f"k is {self.k}; it must be at least 1")
-        if min(self.top, default=0) < 0 or min(self.truth, default=0) < 0:
+        if np.min(self.top, initial=0) < 0 or np.min(self.truth, initial=0) < 0:
             raise ValueError("a class index is negative")
         if len(self.top) != self.k * len(self.truth):
             raise ValueError(f"{len(self.top)} predictions for {len(self.truth)} images of {self.k}")
@@ -81,7 +86,7 @@ class Predictions:
         return int((self.top_NK[:, :k] == np.asarray(self.truth)[:, None]).any(axis=1).sum())
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)  # without slots: the verdict is kept
 class Result:
     """``visit``: results of one interleaved visit to a device share it. ``notes``: doubts the device gave."""
 
@@ -105,7 +110,7 @@ class Result:
     def name(self) -> str:
         return self.artifact.name
 
-    @property
+    @cached_property
     def validity(self) -> Validity:
         sustained = bool(self.settings.sustained_min)
         return judge(self.measurement, self.telemetry, self.notes, sustained=sustained)

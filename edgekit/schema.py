@@ -1,20 +1,21 @@
 """Strict decoding of TOML and JSON values into frozen dataclasses, every fault at once; and encoding back.
 
-Understood: str, int, float, bool, Literal, X | None, tuple[X, ...], tuple[X, Y], dict[str, X], Any and
-dataclasses of these. ``Annotated[int, Between(1, 8)]`` bounds a number; NaN and infinity are none. A
-field's metadata ``skip`` leaves it out of the file. A dataclass's ``__post_init__`` may raise ValueError:
-it becomes a fault.
+Understood: str, int, float, bool, Literal, X | None, tuple[X, ...], tuple[X, Y], dict[str, X], Any, dataclasses
+of these, and Sequence[int] for numbers in bulk. ``Annotated[int, Between(1, 8)]`` bounds a number; NaN and
+infinity are none. A field's metadata ``skip`` leaves it out of the file. A dataclass's ``__post_init__`` may
+raise ValueError: it becomes a fault.
 """
 
 import dataclasses
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from edgekit.errors import nearest
+from edgekit.integers import Integers
 
 T = TypeVar("T")
 
@@ -48,9 +49,14 @@ def encode(value: Any, *, defaults: bool = True) -> Any:
     Without *defaults* fields that have their default are left out: such a form stays the same, and so does its
     hash, when a later version of a dataclass has more fields.
     """
+    if value is None or type(value) in _EXACT:
+        return value
     if dataclasses.is_dataclass(value):
-        fields = [field for field in _fields(type(value)) if defaults or not _is_default(field, value)]
+        kind: Any = type(value)
+        fields = [field for field in _fields(kind) if defaults or not _is_default(field, value)]
         return {field.name: encode(getattr(value, field.name), defaults=defaults) for field in fields}
+    if isinstance(value, Integers):
+        return value.tolist()
     if isinstance(value, tuple | list):
         return [encode(item, defaults=defaults) for item in value]
     if isinstance(value, Mapping):
@@ -64,19 +70,33 @@ def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
     return bool(getattr(value, field.name) == field.default)
 
 
+@cache
 def _fields(cls: Any) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(cls) if not field.metadata.get("skip")]
 
 
 @cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return get_type_hints(cls, include_extras=True)
+def _parts(kind: Any) -> tuple[Any, tuple[Any, ...], bool]:
+    """Origin, arguments, and whether it is a dataclass: the standard library works these out each time."""
+    return get_origin(kind), get_args(kind), dataclasses.is_dataclass(kind)
+
+
+@cache
+def _wanted(cls: Any) -> dict[str, tuple[Any, bool]]:
+    """A dataclass's fields: the kind of each, and whether it is required."""
+    hints, missing = get_type_hints(cls, include_extras=True), dataclasses.MISSING
+    return {
+        field.name: (hints[field.name], field.default is missing and field.default_factory is missing)
+        for field in _fields(cls)
+    }
 
 
 def _decode(kind: Any, value: Any, path: str, faults: list[str]) -> Any:
-    origin, args = get_origin(kind), get_args(kind)
-    if kind is Any:
+    if kind is Any or (kind in _EXACT and type(value) is kind):
         return value
+    if kind is float and type(value) is float and abs(value) <= sys.float_info.max:
+        return value
+    origin, args, is_dataclass = _parts(kind)
     if origin is Annotated:
         decoded = _decode(args[0], value, path, faults)
         bounds = args[1]
@@ -86,7 +106,7 @@ def _decode(kind: Any, value: Any, path: str, faults: list[str]) -> Any:
                 limit = f"between {bounds.low:g} and {bounds.high:g}"
             faults.append(f"{path}: {decoded!r} is out of range; it must be {limit}")
         return decoded
-    if dataclasses.is_dataclass(kind):
+    if is_dataclass:
         return _decode_dataclass(kind, value, path, faults)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
@@ -98,6 +118,8 @@ def _decode(kind: Any, value: Any, path: str, faults: list[str]) -> Any:
             hint = nearest(value, [a for a in args if isinstance(a, str)]) if isinstance(value, str) else ""
             faults.append(f"{path}: {value!r} is not one of {choices}{hint}")
         return value
+    if origin is Sequence:
+        return _decode_integers(value, path, faults)
     if origin is tuple:
         return _decode_tuple(args, value, path, faults)
     if origin is dict:
@@ -113,6 +135,7 @@ def _decode(kind: Any, value: Any, path: str, faults: list[str]) -> Any:
     return value
 
 
+_EXACT = (str, int, bool)
 _NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -128,16 +151,28 @@ def _decode_tuple(args: tuple[Any, ...], value: Any, path: str, faults: list[str
         args = (args[0],) * len(value)
     if len(args) != len(value):
         return _mismatch(f"{len(args)} values", value, path, faults)
-    if set(args) in ({int}, {str}) and all(type(item) is args[0] for item in value):
-        return tuple(value)  # raw samples are long lists: one pass
+    if set(args) in ({int}, {str}) and set(map(type, value)) <= set(args):
+        return tuple(value)  # one pass over long lists
     pairs = zip(args, value, strict=True)
     return tuple(_decode(arg, item, f"{path}[{i}]", faults) for i, (arg, item) in enumerate(pairs))
+
+
+def _decode_integers(value: Any, path: str, faults: list[str]) -> Any:
+    if not isinstance(value, list | tuple):
+        return _mismatch("a list", value, path, faults)
+    if not set(map(type, value)) <= {int}:
+        number, other = next((i, item) for i, item in enumerate(value) if type(item) is not int)
+        return _mismatch("a whole number", other, f"{path}[{number}]", faults)
+    try:
+        return Integers(value)
+    except OverflowError:
+        return _mismatch("whole numbers of at most 64 bits", max(value, key=abs), path, faults)
 
 
 def _decode_dataclass(cls: Any, value: Any, path: str, faults: list[str]) -> Any:
     if not isinstance(value, dict):
         return _mismatch("a table", value, path, faults)
-    fields, hints = {field.name: field for field in _fields(cls)}, _hints(cls)
+    fields = _wanted(cls)
     dot = f"{path}." if path else ""
     before = len(faults)
     for key in value:
@@ -145,10 +180,10 @@ def _decode_dataclass(cls: Any, value: Any, path: str, faults: list[str]) -> Any
             hint = nearest(key, fields) or f"; known keys: {', '.join(fields)}"
             faults.append(f"{dot}{key}: unknown key{hint}")
     arguments = {}
-    for name, field in fields.items():
+    for name, (kind, required) in fields.items():
         if name in value:
-            arguments[name] = _decode(hints[name], value[name], f"{dot}{name}", faults)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            arguments[name] = _decode(kind, value[name], f"{dot}{name}", faults)
+        elif required:
             faults.append(f"{dot}{name}: missing; it is required")
     if len(faults) > before:
         return None

@@ -86,7 +86,7 @@ class _Search:
         self.task.tell(step.name)
         started = time.perf_counter()
         trial = step.make()
-        pair = paired(self.task.truth, self.task.reference, trial.predicted)  # type: ignore[arg-type]
+        pair = paired(self.task.truth, self.task.reference, trial.predicted)
         drop = round(-100 * pair.difference, 4) + 0.0  # no minus zero
         gain = min((one.drop for one in self.steps), default=drop) - drop
         met = drop <= self.task.max_drop

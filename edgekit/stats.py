@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 
 def wilson(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -45,7 +46,10 @@ class Paired:
         return self.flips / self.count
 
 
-def paired(truth: Sequence[int], first: Sequence[int], second: Sequence[int]) -> Paired:
+Classes = Sequence[int] | npt.NDArray[np.int64]
+
+
+def paired(truth: Classes, first: Classes, second: Classes) -> Paired:
     """The paired comparison of two top-1 predictions (N,) by the exact McNemar test (McNemar 1947)."""
     t, a, b = np.asarray(truth), np.asarray(first), np.asarray(second)
     if not len(t) == len(a) == len(b) or not len(t):

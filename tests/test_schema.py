@@ -2,11 +2,14 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 
+from edgekit.integers import Integers
 from edgekit.schema import Between, SchemaError, decode, encode
 
 
@@ -176,3 +179,37 @@ def test_lists_of_samples() -> None:
     ]
     assert faults({"bounded": [1, 0]}, Samples) == ["bounded[1]: 0 is out of range; it must be at least 1"]
     assert decode(Samples, {"counts": [], "bounded": []}) == Samples()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bulk:
+    times_ns: Sequence[int] = ()
+
+
+def test_numbers_in_bulk_are_held_in_8_bytes_each() -> None:
+    many = [0, -5, 2**63 - 1, *range(100_000)]
+    found = decode(Bulk, {"times_ns": many}).times_ns
+    assert isinstance(found, Integers)
+    assert found == many
+    assert found == tuple(many)
+    assert found[1:3] == (-5, 2**63 - 1)
+    assert encode(Bulk(times_ns=found)) == {"times_ns": many}
+    assert np.asarray(found).dtype == np.int64
+    assert np.asarray(found, np.float64)[1] == -5.0
+    assert not np.asarray(found).flags.writeable
+    assert {found, Integers(many)} == {found}
+    assert repr(Integers(range(9))) == "Integers(0, 1, 2, 3, 4, 5, ... 9 in all)"
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ([1, True], "times_ns[1]: expected a whole number, got True"),
+        ([1, "2"], "times_ns[1]: expected a whole number, got '2'"),
+        ([1, 2.0], "times_ns[1]: expected a whole number, got 2.0"),
+        ([1, 2**63], f"times_ns: expected whole numbers of at most 64 bits, got {2**63}"),
+        ("12", "times_ns: expected a list, got '12'"),
+    ],
+)
+def test_what_is_no_number_in_bulk(value: object, fault: str) -> None:
+    assert faults({"times_ns": value}, Bulk) == [fault]

@@ -44,13 +44,13 @@ def compare_accuracy(reference: Result, other: Result) -> tuple[Paired | None, s
     if isinstance(mapping, str):
         return None, mapping
     # A class number without a label stays outside of every label: it is wrong, whatever it is.
-    table = np.full(max((*second.truth, *second.top, len(mapping))) + 1, -1)
+    table = np.full(max(np.max(second.truth), np.max(second.top), len(mapping)) + 1, -1)
     table[: len(mapping)] = mapping
     truth = table[np.asarray(second.truth)]
     if not np.array_equal(truth, np.asarray(first.truth)):
         return None, "other true classes than the reference on the same images"
     top1, reference_top1 = table[second.top_NK[:, 0]], first.top_NK[:, 0]
-    return paired(first.truth, reference_top1.tolist(), top1.tolist()), ""
+    return paired(first.truth, reference_top1, top1), ""
 
 
 def _mapping(labels: tuple[str, ...], wanted: tuple[str, ...]) -> list[int] | str:

@@ -1,6 +1,5 @@
 """Accuracy class by class: the worst of the reference, and what each other file changes."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -44,22 +43,30 @@ def scores(reference: Result, other: Result) -> list[ClassScore]:
     table = np.asarray([own[label] for label in reference.artifact.labels])
     truth, answers = np.asarray(other.predictions.truth), other.predictions.top_NK[:, 0]
     theirs = table[reference.predictions.top_NK[:, 0]]
-    found = []
-    for index in np.unique(truth).tolist():
-        of = truth == index
-        wrong = Counter(answers[of & (answers != index)].tolist()).most_common(1)
-        found.append(
-            ClassScore(
-                name=labels[index],
-                images=int(of.sum()),
-                before=int((theirs[of] == index).sum()),
-                right=int((answers[of] == index).sum()),
-                flips=int((theirs[of] != answers[of]).sum()),
-                taken_for=labels[wrong[0][0]] if wrong else "",
-                times=wrong[0][1] if wrong else 0,
-            )
+    count = len(labels)
+    right, wrong = answers == truth, answers != truth
+    images, rights = np.bincount(truth, minlength=count), np.bincount(truth[right], minlength=count)
+    before = np.bincount(truth[theirs == truth], minlength=count)
+    flips = np.bincount(truth[theirs != answers], minlength=count)
+    pairs, times = np.unique(truth[wrong] * count + answers[wrong], return_counts=True)
+    order = np.lexsort((-times, pairs // count))  # of each class its most frequent mistake first
+    classes, first = np.unique((pairs // count)[order], return_index=True)
+    mistakes, taken_for = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    mistakes[classes], taken_for[classes] = times[order][first], (pairs % count)[order][first]
+    columns = (column.tolist() for column in (images, before, rights, flips, mistakes, taken_for))
+    return [
+        ClassScore(
+            name=name,
+            images=of,
+            before=then,
+            right=now,
+            flips=differ,
+            taken_for=labels[other_class] if number else "",
+            times=number,
         )
-    return found
+        for name, of, then, now, differ, number, other_class in zip(labels, *columns, strict=True)
+        if of
+    ]
 
 
 def section(group: Group) -> str:
@@ -78,7 +85,7 @@ def section(group: Group) -> str:
 def _sound(result: Result) -> bool:
     """Whether its answers are all classes with a label of their own."""
     labels, found = result.artifact.labels, result.predictions
-    return found is not None and len(set(labels)) == len(labels) > max((*found.truth, *found.top))
+    return found is not None and len(set(labels)) == len(labels) > max(np.max(found.truth), np.max(found.top))
 
 
 def _details(row: Row, found: Sequence[ClassScore]) -> str:
