@@ -200,7 +200,12 @@ class Pipeline:
     def compare(self, *, allow_invalid: bool = False) -> Comparison:
         found, made = runs.collect([self.run.folder])
         spec = self.recipe.report
-        comparison = report.compare(found, made, reference=spec.reference, allow_invalid=allow_invalid)
+        budget = report.Budget(
+            max_drop=spec.max_drop, max_latency_ms=spec.max_latency_ms, max_size_bytes=spec.max_size_bytes
+        )
+        comparison = report.compare(
+            found, made, reference=spec.reference, allow_invalid=allow_invalid, budget=budget
+        )
         title = spec.title or self.recipe.description or self.run.folder.name
         trained = checkpoint.read(self.pruning.checkpoint)
         provenance = {

@@ -191,10 +191,17 @@ QUICK = BenchSpec(samples=128, seconds=10.0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportSpec:
-    """``reference``: the variant that the others are compared with; empty for the float one."""
+    """``reference``: the variant that the others are compared with; empty for the float one.
+
+    The budget of the pick: ``max_drop`` in points of top-1 below the reference, ``max_latency_ms`` of the p50 on
+    each device, ``max_size_bytes`` of the file. None: no limit of that kind.
+    """
 
     title: str = ""
     reference: str = ""
+    max_drop: Annotated[float, Between(0, 100)] | None = None
+    max_latency_ms: Annotated[float, Between(0.001)] | None = None
+    max_size_bytes: Annotated[int, Between(1)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -146,6 +146,15 @@ def test_a_second_run_skips_what_is_done(finished: Run) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*.tflite")}
 
 
+def test_the_budget_of_the_recipe_decides_the_pick(finished: Run) -> None:
+    path = finished.folder.parent / "budget.toml"
+    path.write_text((finished.folder / "recipe.toml").read_text() + "[report]\nmax_size_bytes = 1000\n")
+    _, comparison = pipeline.run(str(path), listener=Silent(), out=finished.folder, allow_invalid=True)
+    assert comparison is not None
+    assert "No ranked file meets the budget (at most 1 kB): the smallest is tflite-int8" in comparison.verdict
+    assert "meets the budget" in finished.report.read_text()
+
+
 def test_force_redoes_one_stage(finished: Run) -> None:
     path = finished.results("local") / "tflite-fp32.json"
     before = result.read(path).created, path.stat().st_mtime_ns

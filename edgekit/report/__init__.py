@@ -1,5 +1,6 @@
 """The comparison of results: the table in the terminal, the JSON, and the page that says which file to ship."""
 
+from edgekit.report.budget import Budget
 from edgekit.report.compare import Comparison, Group, compare
 from edgekit.report.data import as_json
 from edgekit.report.export import as_csv, as_markdown
@@ -10,6 +11,7 @@ from edgekit.report.table import as_text, make_console, render, render_costs
 from edgekit.report.timeline import write_chart
 
 __all__ = [
+    "Budget",
     "Comparison",
     "Group",
     "Row",

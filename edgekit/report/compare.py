@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from edgekit.artifact import Artifact
 from edgekit.errors import ResultError, unknown
+from edgekit.report.advice import Advice, advise
 from edgekit.report.against import Against, against
 from edgekit.report.budget import Budget
 from edgekit.report.choice import NO_BUDGET, Choice, choose, mark_left_out
@@ -22,12 +23,29 @@ class Group:
     reference: str  # a row's name; empty where the reference was not measured here
     rows: tuple[Row, ...]
     choice: Choice
+    advice: tuple[Advice, ...] = ()
 
     @property
     def title(self) -> str:
         if self.device is None or self.threads is None:
             return "Not measured"
         return f"{self.device.model}, {count(self.threads, 'thread')}"
+
+    def chief(self, limit: int) -> tuple[Row, ...]:
+        """At most *limit* rows, in order: pick, reference and Pareto set before the others, the fastest first."""
+        if len(self.rows) <= limit:
+            return self.rows
+        first = {self.choice.pick, self.reference, *self.choice.pareto}
+
+        def rank(row: Row) -> tuple[bool, bool, float]:
+            return row.name not in first, bool(row.left_out), row.p50_ms if row.latency else float("inf")
+
+        chosen = {row.name for row in sorted(self.rows, key=rank)[:limit]}
+        return tuple(row for row in self.rows if row.name in chosen)
+
+    def advice_on(self, rows: Sequence[Row]) -> tuple[Advice, ...]:
+        names = {row.name for row in rows}
+        return tuple(one for one in self.advice if one.name in names)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,9 +108,13 @@ def _group(
         for name, result, stands in zip(names(results), results, against(base, results), strict=True)
     ]
     measured = {result.artifact.sha256 for result in results}
+    taken = {row.name for row in rows}
     for artifact in artifacts:
         if artifact.sha256 not in measured:
-            rows.append(build(artifact.name, artifact, None, base, Against(), allow_invalid=allow_invalid))
+            # Files of another run may have the names of these.
+            name = artifact.name if artifact.name not in taken else f"{artifact.name} {artifact.sha256[:7]}"
+            taken.add(name)
+            rows.append(build(name, artifact, None, base, Against(), allow_invalid=allow_invalid))
     rows = [mark_left_out(row, allow_invalid=allow_invalid) for row in rows]
     return Group(
         device=results[0].device if results else None,
@@ -100,6 +122,7 @@ def _group(
         reference=next((row.name for row in rows if row.is_reference), ""),
         rows=tuple(rows),
         choice=choose(rows, allow_invalid=allow_invalid, budget=budget),
+        advice=advise(rows),
     )
 
 

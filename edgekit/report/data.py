@@ -46,6 +46,7 @@ def _group(group: Group) -> dict[str, Any]:
         "pick": group.choice.pick,
         "conclusion": group.choice.conclusion,
         "left_out": group.choice.left_out,
+        "advice": [encode(one) for one in group.advice],
         "rows": [_row(row) for row in group.rows],
     }
 

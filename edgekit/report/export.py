@@ -115,7 +115,9 @@ def _section(group: Group) -> str:
         "",
     ]
     doubts = [f"- ? {row.name}: {'; '.join(row.reasons)}" for row in group.rows if row.reasons]
-    lines += [*map(_escaped, doubts), ""] if doubts else []
+    lines += map(_escaped, doubts)
+    told = [f"- {_escaped(one.text)}" for one in group.advice]
+    lines += [*told, ""] if doubts or told else []
     return "\n".join([*lines, f"**{_escaped(group.choice.conclusion)}**", ""])
 
 

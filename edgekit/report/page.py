@@ -78,6 +78,8 @@ def _group(group: Group, index: int, groups: int) -> str:
         parts.append(_scatter(group))
     parts.append('<h3>Variants</h3>\n<div class="scroll" tabindex="0" role="region" aria-label="Variants">')
     parts.append(f"{table(group)}</div>")
+    if group.advice:
+        parts.append(_advice(group, names))
     parts.append(_doubts(group))
     parts.append(classes.section(group))
     parts.append(costs.section(group))
@@ -144,6 +146,13 @@ def _strips() -> str:
         "is one of 200 quantiles of a run's inferences, the tall tick its median. The fastest and slowest "
         "0.25 % lie outside.</figcaption></figure>"
     )
+
+
+def _advice(group: Group, names: Sequence[str]) -> str:
+    lines = "".join(
+        f'<li class="{one.verdict.replace(" ", "-")}">{prose(one.text, names)}</li>' for one in group.advice
+    )
+    return f'<h3>Does it pay?</h3>\n<ul class="advice">{lines}</ul>'
 
 
 def _doubts(group: Group) -> str:

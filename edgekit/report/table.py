@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDTH = 100
+ADVISED = 20  # files at most are told to pay or not
+STYLES = {"pays": "green", "does not pay": "red", "cannot tell": "dim"}
 
 LEGEND = """\
 >  the pick      *  no other ranked file is both faster and more accurate      =  the reference
@@ -41,6 +43,10 @@ def render(comparison: Comparison, console: "Console") -> None:
         console.print(_table(group))
         for line in _notes(group):
             console.print(Text(line, style="dim"))
+        for advice in group.advice_on(group.chief(ADVISED)):
+            console.print(Text(advice.text, style=STYLES.get(advice.verdict, "")))
+        if (more := len(group.rows) - ADVISED) > 0:
+            console.print(Text(f"Whether the other {more} files pay: --html, --json", style="dim"))
         style = "bold green" if group.choice.pick else "bold yellow"
         console.print(Text(group.choice.conclusion, style=style))
         console.print()
