@@ -84,6 +84,11 @@ class Measurement:
         """How many inferences were timed."""
         return len(self.samples_ns) or sum(one.count for one in self.summaries)
 
+    @property
+    def begin_ns(self) -> int:
+        """When the first inference began."""
+        return self.starts_ns[0] if self.starts_ns else min(one.start_ns for one in self.summaries)
+
     def __post_init__(self) -> None:
         for name in ("samples_ns", "starts_ns", "blocks"):
             object.__setattr__(self, name, integers(getattr(self, name)))

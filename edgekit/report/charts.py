@@ -13,13 +13,16 @@ from edgekit.report.words import figure
 QUANTILES = 200  # of up to some 10,000 samples: enough for the eye, and the page stays small
 
 
-def chart_data(comparison: Comparison) -> list[dict[str, Any]]:
-    """Per group, in order, its points and its latency strips. Latencies are in ms, accuracies in percent."""
+def chart_data(comparison: Comparison, limit: int) -> list[dict[str, Any]]:
+    """Per group, in order, its points and its latency strips, these of at most *limit* files.
+
+    Latencies are in ms, accuracies in percent.
+    """
     return [
         {
             "points": [_point(row, group) for row in group.rows if row.latency and row.top1],
             "frontier": list(group.choice.pareto),
-            "strips": [_strip(row, group) for row in group.rows if row.latency],
+            "strips": [_strip(row, group) for row in group.chief(limit) if row.latency],
         }
         for group in comparison.groups
     ]

@@ -69,13 +69,13 @@ def scores(reference: Result, other: Result) -> list[ClassScore]:
     ]
 
 
-def section(group: Group) -> str:
-    """The page's tables, one a file with comparable answers, each folded away."""
+def section(group: Group, rows: Sequence[Row]) -> str:
+    """The page's tables, one for each of the *rows* with comparable answers, each folded away."""
     base = next((row.result for row in group.rows if row.is_reference and row.top1), None)
     if base is None or not _sound(base):
         return ""
     parts = []
-    for row in group.rows:
+    for row in rows:
         result = row.result
         if result and row.top1 and _sound(result) and (row.is_reference or (row.paired and row.paired.flips)):
             parts.append(_details(row, scores(base, result)))

@@ -1,10 +1,11 @@
 """What the operators of each file cost: lines for the terminal, a folded table for the page."""
 
+from collections.abc import Sequence
 from html import escape
 
 from edgekit.operators import Profile
 from edgekit.report.cells import plain_table
-from edgekit.report.compare import Comparison, Group
+from edgekit.report.compare import Comparison
 from edgekit.report.rows import Row
 from edgekit.report.words import count
 
@@ -16,13 +17,13 @@ def as_lines(comparison: Comparison) -> list[str]:
     """The dearest operators of each file, for a terminal of 100 columns."""
     lines = []
     for group in comparison.groups:
-        for row, profile in _profiled(group):
+        for row, profile in _profiled(group.rows):
             lines += [*_lines(row, profile, f" ({group.title})" if len(comparison.groups) > 1 else ""), ""]
     return lines
 
 
-def _profiled(group: Group) -> list[tuple[Row, Profile]]:
-    return [(row, row.result.profile) for row in group.rows if row.result and row.result.profile]
+def _profiled(rows: Sequence[Row]) -> list[tuple[Row, Profile]]:
+    return [(row, row.result.profile) for row in rows if row.result and row.result.profile]
 
 
 def _lines(row: Row, profile: Profile, where: str) -> list[str]:
@@ -53,9 +54,9 @@ def _split(profile: Profile) -> bool:
     return len({cost.delegated for cost in profile.costs}) > 1
 
 
-def section(group: Group) -> str:
+def section(rows: Sequence[Row]) -> str:
     """The page's tables, one a file, each folded away."""
-    found = _profiled(group)
+    found = _profiled(rows)
     if not found:
         return ""
     return "<h3>Operators</h3>\n" + "\n".join(_details(row, profile) for row, profile in found)

@@ -10,18 +10,19 @@ from typing import Any
 
 from edgekit import __version__, files, units
 from edgekit.artifact import Artifact
-from edgekit.report import classes, costs
+from edgekit.report import classes, costs, series
 from edgekit.report.cells import prose, table, typeset
 from edgekit.report.charts import chart_data
 from edgekit.report.compare import Comparison, Group
 from edgekit.report.repairs import sections
-from edgekit.report.rows import partly_delegated
+from edgekit.report.rows import Row, partly_delegated
 from edgekit.report.sustained import facts as run_facts
 from edgekit.report.sustained import title as run_title
 from edgekit.report.timeline import chart
 from edgekit.report.words import cooling_words, count, sentence
 from edgekit.result import Result
 
+DETAILED = 40  # files of a device at most are shown with all that is folded away
 LIBRARIES = (("d3", "d3.min.js"), ("plot", "plot.umd.min.js"))  # Plot finds d3 as a global: order matters
 
 
@@ -48,7 +49,7 @@ def page(comparison: Comparison, *, title: str, provenance: Mapping[str, str]) -
         repairs=sections([row.artifact for group in comparison.groups for row in group.rows]),
         provenance=_provenance(comparison, provenance),
         version=escape(__version__),
-        data=_script_json(chart_data(comparison)),
+        data=_script_json(chart_data(comparison, DETAILED)),
         libraries="\n".join(f"<!--\n{text.strip()}\n-->\n<script>{source}</script>" for source, text in libraries),
         js=_asset("page.js"),
     )
@@ -81,10 +82,14 @@ def _group(group: Group, index: int, groups: int) -> str:
     if group.advice:
         parts.append(_advice(group, names))
     parts.append(_doubts(group))
-    parts.append(classes.section(group))
-    parts.append(costs.section(group))
-    if any(row.latency for row in group.rows):
+    rows = group.chief(DETAILED)
+    if len(rows) < len(group.rows):
+        parts.append(_only(rows, group))
+    if any(row.latency for row in rows):
         parts.append(_strips())
+    parts.append(series.section(rows))
+    parts.append(costs.section(rows))
+    parts.append(classes.section(group, rows))
     parts.append("</section>")
     return "\n".join(part for part in parts if part)
 
@@ -145,6 +150,13 @@ def _strips() -> str:
         '<h3>Distribution of the latency</h3>\n<figure><div class="chart strips"></div><figcaption>Each thin tick '
         "is one of 200 quantiles of a run's inferences, the tall tick its median. The fastest and slowest "
         "0.25 % lie outside.</figcaption></figure>"
+    )
+
+
+def _only(rows: Sequence[Row], group: Group) -> str:
+    return (
+        f'<p class="facts">What follows is of {len(rows)} of the {len(group.rows)} files: the pick, the '
+        "reference, the Pareto set and the fastest of the others. Compare fewer results to see it of each.</p>"
     )
 
 

@@ -79,7 +79,7 @@ def seconds_and_ms(result: Result) -> tuple[np.ndarray[tuple[int], np.dtype[np.f
 
 def readings(result: Result, name: str) -> list[tuple[float, float]]:
     """Minute and value of what the telemetry tells of a field, from the first inference on."""
-    begin = result.measurement.starts_ns[0]
+    begin = result.measurement.begin_ns
     points: tuple[Telemetry, ...] = result.telemetry
     found = ((max(0.0, (point.time_ns - begin) / 6e10), getattr(point, name)) for point in points)
     return [(minute, float(value)) for minute, value in found if value is not None]
