@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekit import calibrate, files
 from edgekit.artifact import Artifact, Calibration, TensorSpec
-from edgekit.convert import Conversion, Inspection, Precision, converting, labels_in, noise
+from edgekit.convert import Conversion, Inspection, Part, Precision, converting, labels_in, noise
 from edgekit.errors import ArtifactError, UsageError, nearest
 from edgekit.preprocess import Pixels
 from edgekit.quiet import quiet
@@ -216,6 +216,10 @@ def inspect(path: Path) -> Inspection:
         ),
         operators=tuple(Counter([*mil.operators(function), *mil.forms(function)]).most_common()),
         weights=mil.weights(function),
+        parts=tuple(
+            Part(layer=name, kind=kind, dtype=dtype, size_bytes=size_bytes)
+            for name, kind, dtype, size_bytes in mil.constants(function)
+        ),
         labels=labels,
         metadata=metadata,
         needs=SYSTEMS.get(found := mil.target(function), found),

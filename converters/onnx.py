@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.artifact import Artifact, TensorSpec
-from edgekit.convert import Conversion, Inspection, Precision, converting, labels_in
+from edgekit.convert import Conversion, Inspection, Part, Precision, converting, labels_in
 from edgekit.errors import ArtifactError
 from edgekit.preprocess import Pixels
 from edgekit.recipe import Variant
@@ -91,10 +91,15 @@ def inspect(path: Path) -> Inspection:
         raise ArtifactError(
             f"{path} keeps its weights in other files: save it whole (onnx.save of what onnx.load gives)"
         )
+    takers = {name: node.op_type for node in reversed(model.graph.node) for name in node.input}
     weights: Counter[str] = Counter()
+    parts = list[Part]()
     for tensor in model.graph.initializer:
         kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        weights[str(kind)] += int(np.prod(tensor.dims)) * kind.itemsize
+        size_bytes = int(np.prod(tensor.dims)) * kind.itemsize
+        weights[str(kind)] += size_bytes
+        taker = takers.get(tensor.name, "")
+        parts.append(Part(layer=tensor.name, kind=taker, dtype=str(kind), size_bytes=size_bytes))
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
     if not inputs or not model.graph.output:
@@ -105,6 +110,7 @@ def inspect(path: Path) -> Inspection:
         output=_spec(onnx, model.graph.output[0]),
         operators=tuple(Counter(node.op_type for node in model.graph.node).most_common()),
         weights=tuple(weights.most_common()),
+        parts=tuple(parts),
         labels=labels_in(metadata),
         metadata=metadata,
     )

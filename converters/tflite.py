@@ -14,7 +14,7 @@ from edgekit import artifact as artifacts
 from edgekit import calibrate, flatbuffer, inputs
 from edgekit.artifact import Artifact
 from edgekit.calibrate import Chosen
-from edgekit.convert import Conversion, Inspection, Precision, converting
+from edgekit.convert import Conversion, Inspection, Part, Precision, converting
 from edgekit.dissect import BORDERS
 from edgekit.equalize import correct_biases, equalize, restored
 from edgekit.errors import ConversionError, MissingDependency, UsageError
@@ -291,11 +291,17 @@ def inspect(path: Path) -> Inspection:
     with flatbuffer.reading(path) as model:
         before, after = flatbuffer.ends(model)
         embedded = flatbuffer.embedded(model)
+        details = flatbuffer.details(model)
         return Inspection(
             input=before,
             output=after,
             operators=flatbuffer.operators(model),
-            details=flatbuffer.details(model),
+            details=details,
+            parts=tuple(
+                Part(layer=one.name, kind=one.kind, dtype=one.weights, size_bytes=one.size_bytes)
+                for one in details
+                if one.size_bytes
+            ),
             weights=flatbuffer.weights(model),
             labels=tuple(embedded.get("labels", ())),
             metadata={name: json.dumps(value) for name, value in embedded.items()},

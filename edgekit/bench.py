@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from edgekit import files, inputs
 from edgekit.artifact import Artifact
-from edgekit.data import Dataset
+from edgekit.data import Dataset, Split
 from edgekit.device import BenchJob, Device, Entry, Progress
 from edgekit.errors import ArtifactError, DataError, DeviceError, UsageError
 from edgekit.preprocess import Pixels, Preprocess
@@ -71,7 +72,7 @@ def sample(images: Images, count: int) -> Images:
     total = len(images.truth)
     if count >= total:
         return images
-    chosen = np.sort(np.random.default_rng(0).permutation(total)[:count])
+    chosen = _chosen(total, count)
 
     def read(preprocess: Preprocess) -> Pixels:
         return images.read(preprocess)[chosen]
@@ -79,10 +80,26 @@ def sample(images: Images, count: int) -> Images:
     return replace(
         images,
         name=f"{images.name}, {count} of {total}",
-        images_sha256=files.sha256_of([images.images_sha256, chosen.tolist()]),
+        images_sha256=_sampled_sha256(images.images_sha256, chosen),
         truth=tuple(images.truth[i] for i in chosen),
         read=read,
     )
+
+
+def choice(split: Split, count: int) -> tuple[Split, str]:
+    """The images that `sample` takes of the split, and the hash of their list that a result holds."""
+    if count >= len(split):
+        return split, split.images_sha256
+    chosen = _chosen(len(split), count)
+    return split.take(chosen.tolist()), _sampled_sha256(split.images_sha256, chosen)
+
+
+def _chosen(total: int, count: int) -> npt.NDArray[np.int64]:
+    return np.sort(np.random.default_rng(0).permutation(total)[:count])
+
+
+def _sampled_sha256(images_sha256: str, chosen: npt.NDArray[np.int64]) -> str:
+    return files.sha256_of([images_sha256, chosen.tolist()])
 
 
 class Incomplete(DeviceError):

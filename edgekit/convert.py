@@ -40,10 +40,21 @@ class Conversion:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """Constants in a model file: of which *layer*, the *kind* of operator that takes them, how they are stored."""
+
+    layer: str
+    kind: str
+    dtype: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Inspection:
     """What stands in a model file. ``operators``: name and count, most frequent first.
 
-    ``details``: each operator in the order in which they run, for formats that tell.
+    ``details``: each operator in the order in which they run, for formats that tell. ``parts``: what takes the
+    space, in the file's order; what several operators share stands at the first of them.
     """
 
     input: TensorSpec
@@ -51,6 +62,7 @@ class Inspection:
     operators: tuple[tuple[str, int], ...]
     weights: tuple[tuple[str, int], ...]  # type of the stored constants and their bytes
     details: tuple[Operator, ...] = ()
+    parts: tuple[Part, ...] = ()
     labels: tuple[str, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
     needs: str = ""  # the oldest systems that can run the file, for formats that tell

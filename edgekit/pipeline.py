@@ -216,7 +216,8 @@ class Pipeline:
             "Weights (SHA-256)": trained.weights_sha256,
             "edgekit": __version__,
         }
-        report.write_page(comparison, self.run.report, title=title, provenance=provenance)
+        extras = report.Extras(contents=report.read_contents(made))
+        report.write_page(comparison, self.run.report, title=title, provenance=provenance, extras=extras)
         return comparison
 
 

@@ -16,7 +16,7 @@ from edgekit.errors import DataError, nearest
 from edgekit.preprocess import Preprocess
 from edgekit.recipe import DataSpec
 
-__all__ = ["Dataset", "Evaluation", "Part", "Split", "check", "evaluation", "load", "names"]
+__all__ = ["Dataset", "Evaluation", "Part", "Split", "check", "evaluation", "held_out", "load", "names"]
 
 Confirm = Callable[[str], bool]  # answers a question, such as whether to download
 
@@ -80,6 +80,13 @@ def evaluation(
     if split == "all":
         return Evaluation(dataset.name, dataset.classes, joined(dataset.train, dataset.val))
     return Evaluation(dataset.name, dataset.classes, dataset.train if split == "train" else dataset.val)
+
+
+def held_out(spec: DataSpec, source: str, *, confirm: Confirm | None = None) -> Split:
+    """The held-out images that `load` gives; where they are stored apart, the others are not looked at."""
+    if source not in names() and cifar10.root_of(root := _folder(source)) is None and folder.stores_val(root):
+        return folder.evaluation(root, spec, "val")[1]
+    return load(spec, source=source, confirm=confirm).val
 
 
 def _folder(source: str) -> Path:

@@ -53,6 +53,11 @@ def load(root: Path, spec: DataSpec) -> Dataset:
     )
 
 
+def stores_val(root: Path) -> bool:
+    """Whether the held-out images stand in a folder of their own."""
+    return listing(root).val is not None
+
+
 def evaluation(root: Path, spec: DataSpec, part: Part | None) -> tuple[tuple[str, ...], Split]:
     """The classes and the images of one *part*; without one, the held-out images, or all where none are."""
     found = listing(root)

@@ -9,6 +9,7 @@ https://apple.github.io/coremltools/source/coremltools.converters.mil.mil.ops.de
 from edgekit.mil.constexpr import expand
 from edgekit.mil.read import (
     TARGETS,
+    constants,
     describe,
     forms,
     is_constant,
@@ -25,6 +26,7 @@ from edgekit.mil.run import Reference, reference
 __all__ = [
     "TARGETS",
     "Reference",
+    "constants",
     "describe",
     "expand",
     "forms",

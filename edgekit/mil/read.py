@@ -104,14 +104,22 @@ def is_float(variable: Any) -> bool:
 def weights(function: Any) -> tuple[tuple[str, int], ...]:
     """Bytes of the stored constants by type, most first; types below a byte are packed."""
     found: Counter[str] = Counter()
+    for _, _, name, size_bytes in constants(function):
+        found[name] += size_bytes
+    return tuple(found.most_common())
+
+
+def constants(function: Any) -> Iterator[tuple[str, str, str, int]]:
+    """Of each stored constant the operator that takes it first, that one's kind, its own type and its bytes."""
     for operation in function.operations:
         if operation.op_type != "const":
             continue
-        value = operation.outputs[0].val
-        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind != "U":
-            name, bits = _stored(operation.outputs[0])
-            found[name] += -(-value.size * bits // 8)
-    return tuple(found.most_common())
+        variable = operation.outputs[0]
+        if isinstance(variable.val, np.ndarray | np.generic) and variable.val.dtype.kind != "U":
+            name, bits = _stored(variable)
+            taker = variable.child_ops[0] if variable.child_ops else None
+            layer, kind = (taker.name, taker.op_type) if taker else (operation.name, "")
+            yield layer, kind, name, -(-variable.val.size * bits // 8)
 
 
 def _stored(variable: Any) -> tuple[str, int]:

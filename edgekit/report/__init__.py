@@ -2,9 +2,11 @@
 
 from edgekit.report.budget import Budget
 from edgekit.report.compare import Comparison, Group, compare
+from edgekit.report.contents import read as read_contents
 from edgekit.report.data import as_json
 from edgekit.report.export import as_csv, as_markdown
-from edgekit.report.page import page, write_page
+from edgekit.report.flips import find as find_flips
+from edgekit.report.page import Extras, page, write_page
 from edgekit.report.picture import draw
 from edgekit.report.rows import Row
 from edgekit.report.table import as_text, make_console, render, render_costs
@@ -13,6 +15,7 @@ from edgekit.report.timeline import write_chart
 __all__ = [
     "Budget",
     "Comparison",
+    "Extras",
     "Group",
     "Row",
     "as_csv",
@@ -21,8 +24,10 @@ __all__ = [
     "as_text",
     "compare",
     "draw",
+    "find_flips",
     "make_console",
     "page",
+    "read_contents",
     "render",
     "render_costs",
     "write_chart",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 from edgekit import __version__, files, units
 from edgekit.artifact import Artifact
-from edgekit.report import classes, costs, series
+from edgekit.report import classes, contents, costs, flips, series
+from edgekit.report.advice import Advice
 from edgekit.report.cells import prose, table, typeset
 from edgekit.report.charts import chart_data
 from edgekit.report.compare import Comparison, Group
+from edgekit.report.contents import Contents
+from edgekit.report.flips import Flips
 from edgekit.report.repairs import sections
 from edgekit.report.rows import Row, partly_delegated
 from edgekit.report.sustained import facts as run_facts
@@ -26,12 +30,25 @@ DETAILED = 40  # files of a device at most are shown with all that is folded awa
 LIBRARIES = (("d3", "d3.min.js"), ("plot", "plot.umd.min.js"))  # Plot finds d3 as a global: order matters
 
 
-def write_page(comparison: Comparison, path: Path, *, title: str, provenance: Mapping[str, str]) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Extras:
+    """What a page shows besides the comparison: *contents* of the model files that are at hand, *flips*."""
+
+    contents: Contents = field(default_factory=dict)
+    flips: Flips | None = None
+
+
+NO_EXTRAS = Extras()
+
+
+def write_page(
+    comparison: Comparison, path: Path, *, title: str, provenance: Mapping[str, str], extras: Extras = NO_EXTRAS
+) -> None:
     """Write the page to *path*. *provenance* is shown below all else; a value of several lines as a listing."""
-    files.write_text(path, page(comparison, title=title, provenance=provenance))
+    files.write_text(path, page(comparison, title=title, provenance=provenance, extras=extras))
 
 
-def page(comparison: Comparison, *, title: str, provenance: Mapping[str, str]) -> str:
+def page(comparison: Comparison, *, title: str, provenance: Mapping[str, str], extras: Extras = NO_EXTRAS) -> str:
     """The page's HTML. All that users can name (labels, files, devices, *title*) is escaped."""
     libraries = [(_asset(f"vendor/{script}"), _asset(f"vendor/{name}.LICENSE")) for name, script in LIBRARIES]
     names = [row.name for group in comparison.groups for row in group.rows]
@@ -42,7 +59,7 @@ def page(comparison: Comparison, *, title: str, provenance: Mapping[str, str]) -
         verdict_kind="chosen" if any(group.choice.pick for group in comparison.groups) else "open",
         groups="\n".join(
             [
-                *(_group(group, i, len(comparison.groups)) for i, group in enumerate(comparison.groups)),
+                *(_group(group, i, len(comparison.groups), extras) for i, group in enumerate(comparison.groups)),
                 *map(_sustained, comparison.sustained),
             ]
         ),
@@ -65,7 +82,7 @@ def _script_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _group(group: Group, index: int, groups: int) -> str:
+def _group(group: Group, index: int, groups: int, extras: Extras) -> str:
     names = [row.name for row in group.rows]
     parts = [f'<section class="group" data-group="{index}" aria-labelledby="group-{index}">']
     parts.append(f'<h2 id="group-{index}">{escape(group.title)}</h2>')
@@ -77,7 +94,8 @@ def _group(group: Group, index: int, groups: int) -> str:
         parts.append(f'<p class="note">{prose(group.choice.left_out, names)}</p>')
     if any(row.latency and row.top1 for row in group.rows):
         parts.append(_scatter(group))
-    parts.append('<h3>Variants</h3>\n<div class="scroll" tabindex="0" role="region" aria-label="Variants">')
+    long = " long" if len(group.rows) > DETAILED else ""
+    parts.append(f'<h3>Variants</h3>\n<div class="scroll{long}" tabindex="0" role="region" aria-label="Variants">')
     parts.append(f"{table(group)}</div>")
     if group.advice:
         parts.append(_advice(group, names))
@@ -89,7 +107,10 @@ def _group(group: Group, index: int, groups: int) -> str:
         parts.append(_strips())
     parts.append(series.section(rows))
     parts.append(costs.section(rows))
+    parts.append(contents.section(rows, extras.contents))
     parts.append(classes.section(group, rows))
+    if extras.flips:
+        parts.append(flips.section(group, rows, extras.flips))
     parts.append("</section>")
     return "\n".join(part for part in parts if part)
 
@@ -161,10 +182,19 @@ def _only(rows: Sequence[Row], group: Group) -> str:
 
 
 def _advice(group: Group, names: Sequence[str]) -> str:
-    lines = "".join(
-        f'<li class="{one.verdict.replace(" ", "-")}">{prose(one.text, names)}</li>' for one in group.advice
+    chief = group.advice_on(group.chief(DETAILED))
+    others = [one for one in group.advice if one not in chief]
+    more = f"<details><summary>The other {len(others)} files</summary>{_advised(others, names)}</details>"
+    return f"<h3>Does it pay?</h3>\n{_advised(chief, names)}" + (more if others else "")
+
+
+def _advised(advice: Sequence[Advice], names: Sequence[str]) -> str:
+    lines = (
+        f'<li class="{one.verdict.replace(" ", "-")}">'
+        f"{prose(one.text, [one.name, *(name for name in names if name in one.text)])}</li>"
+        for one in advice
     )
-    return f'<h3>Does it pay?</h3>\n<ul class="advice">{lines}</ul>'
+    return f'<ul class="advice">{"".join(lines)}</ul>'
 
 
 def _doubts(group: Group) -> str:
