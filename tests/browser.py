@@ -1,6 +1,7 @@
 """A headless Chromium driven through a pipe by its DevTools protocol: real keys, any screen, paper, pictures."""
 
 import base64
+import fcntl
 import itertools
 import json
 import os
@@ -122,10 +123,12 @@ def browser(folder: Path) -> Iterator[Page]:
     """A page of a browser whose profile stands in *folder*; the browser ends with the block."""
     assert CHROMIUM
     command = [CHROMIUM, *SWITCHES.split(), f"--user-data-dir={folder / 'user'}"]
-    (reads, writes), (gets, gives) = os.pipe(), os.pipe()
-    # Chromium reads commands from descriptor 3 and answers on 4, whatever the numbers are here.
-    script = f'exec "$@" 3<&{reads} 4>&{gives}'
-    started = ["sh", "-c", script, "sh", *command]
+    ends = [*os.pipe(), *os.pipe()]
+    # Chromium reads commands from descriptor 3 and answers on 4: ours must be none of these.
+    reads, writes, gets, gives = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+    for end in ends:
+        os.close(end)
+    started = ["bash", "-c", f'exec "$@" 3<&{reads} 4>&{gives}', "bash", *command]
     with (folder / "chromium.log").open("wb") as log:
         process = subprocess.Popen(started, pass_fds=(reads, gives), stdout=log, stderr=log)
     os.close(reads)

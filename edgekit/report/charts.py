@@ -43,6 +43,7 @@ def _point(row: Row, group: Group) -> dict[str, Any]:
         "ranked": not row.left_out,
         "reference": row.is_reference,
         "pick": row.name == group.choice.pick,
+        "pareto": row.name in group.choice.pareto,
         "figures": [[label, text] for label, text in figures(row) if text],
     }
 

@@ -20,6 +20,10 @@
     return { type: "linear", domain: [Math.max(0, low - pad), high + pad] };
   };
 
+  // Of many points only these have a label and are reached by the Tab key.
+  const chief = (points, i) =>
+    points.length <= LABELLED || points[i].pick || points[i].reference || points[i].pareto;
+
   const colour = (item) => (item.pick ? "var(--accent)" : item.ranked ? "var(--ink)" : "var(--muted)");
 
   function scatter(box, { points, frontier }) {
@@ -71,10 +75,7 @@
       taken.push({ x1: from.x, x2: to.x, y1: from.y - 2, y2: from.y + 2, weight: 0.6 });
       taken.push({ x1: to.x - 2, x2: to.x + 2, y1: to.y, y2: from.y, weight: 0.6 });
     }
-    const named = new Set(steps.map((place) => points[places.indexOf(place)]));
-    const shown = d3.range(points.length).filter((i) =>
-      points.length <= LABELLED || points[i].pick || points[i].reference || named.has(points[i]));
-    const order = d3.sort(shown, (i) => (points[i].pick ? 0 : points[i].ranked ? 1 : 2));
+    const order = d3.sort(d3.range(points.length).filter((i) => chief(points, i)), (i) => (points[i].pick ? 0 : points[i].ranked ? 1 : 2));
     for (const i of order) {
       const from = places[i];
       let text = points[i].name + (points[i].reference ? " (reference)" : "");
@@ -121,7 +122,7 @@
     };
     const hide = () => { tip.hidden = true; };
     chart.querySelectorAll('g[aria-label="dot"] circle').forEach((dot, i) => {
-      dot.setAttribute("tabindex", "0");
+      dot.setAttribute("tabindex", chief(points, i) ? "0" : "-1");
       dot.setAttribute("role", "img");
       dot.setAttribute("aria-label", `${points[i].name}: ${points[i].figures.map((f) => f.join(" ")).join("; ")}`);
       dot.addEventListener("focus", () => show(i));
@@ -201,6 +202,8 @@
     for (const row of section.querySelectorAll("table.variants tbody tr")) {
       const chosen = row.cells[0].dataset.order === name && !row.classList.contains("selected");
       row.classList.toggle("selected", chosen);
+      if (chosen) row.setAttribute("aria-current", "true");
+      else row.removeAttribute("aria-current");
       if (chosen) row.scrollIntoView({ block: "nearest" });
     }
     mark(section);
@@ -211,6 +214,18 @@
     section.querySelectorAll('.scatter g[aria-label="dot"] circle').forEach((dot, i) => {
       dot.classList.toggle("selected", !!row && groups[section.dataset.group].points[i].name === row.cells[0].dataset.order);
     });
+  }
+
+  // Tab goes from row to row; Enter and the space bar select, the arrows go up and down.
+  function keyed(event, section, row) {
+    const step = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
+    if (event.key === "Enter" || event.key === " ") select(section, row.cells[0].dataset.order);
+    else if (step) {
+      let next = row[step];
+      while (next && next.hidden) next = next[step];
+      if (next) next.focus();
+    } else return;
+    event.preventDefault();
   }
 
   function filterable(table) {
@@ -225,7 +240,11 @@
       for (const row of rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
     });
     table.parentElement.before(field);
-    for (const row of rows) row.addEventListener("click", () => select(section, row.cells[0].dataset.order));
+    for (const row of rows) {
+      row.tabIndex = rows.length <= LABELLED || row === rows[0] ? 0 : -1; // among many the arrows go on
+      row.addEventListener("click", () => select(section, row.cells[0].dataset.order));
+      row.addEventListener("keydown", (event) => keyed(event, section, row));
+    }
   }
 
   function draw() {
