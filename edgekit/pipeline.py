@@ -50,7 +50,7 @@ class Pipeline:
         return dataset
 
     @cached_property
-    def _train_key(self) -> str:
+    def train_key(self) -> str:
         spec = replace(self.recipe.data, source=self.source)
         listing = runs.listing_sha256(self.source)
         settings = [encode(part, defaults=False) for part in (self.recipe.model, spec, self.recipe.train)]
@@ -69,7 +69,7 @@ class Pipeline:
             setup.check(self.recipe.model, self.recipe.train, resume=resume, confirm=self.listener.confirm)
         if "prune" in stages:
             self.pruning.check()
-        if "convert" in stages and ("train" in force or not all(map(self._converted, self.recipe.variant))):
+        if "convert" in stages and ("train" in force or not self.converted()):
             from edgekit import convert
 
             if not self.recipe.variant:
@@ -79,7 +79,7 @@ class Pipeline:
             check_devices(devices, self.recipe.bench.threads)
 
     def trained(self) -> bool:
-        if not self.run.is_done("train", self._train_key):
+        if not self.run.is_done("train", self.train_key):
             return False
         found = checkpoint.read(self.run.dense)
         weights = self.run.dense / checkpoint.WEIGHTS
@@ -120,14 +120,14 @@ class Pipeline:
             confirm=self.listener.confirm,
         )
         if self.group.main:
-            self.run.mark("train", self._train_key)
+            self.run.mark("train", self.train_key)
             self.listener.say(
                 f"train: {_accuracy(made)}; curves and confusion matrix in {self.run.folder / 'train'}"
             )
 
     @cached_property
     def pruning(self) -> PruneStage:
-        return PruneStage(self.run, self.recipe, self.listener, self._train_key, lambda: self.dataset)
+        return PruneStage(self.run, self.recipe, self.listener, self.train_key, lambda: self.dataset)
 
     def _convert_key(self, variant: Variant) -> str:
         trained = checkpoint.read(self.pruning.checkpoint)
@@ -150,6 +150,14 @@ class Pipeline:
             self.listener.say(f"convert: {error}")
             return False
         return True
+
+    def converted(self) -> bool:
+        """Whether every variant is, of what is trained and pruned now."""
+        return all(map(self._converted, self.recipe.variant))
+
+    def made(self) -> list[Artifact]:
+        """The files of a run that is converted."""
+        return [artifacts.read(path) for path in dict.fromkeys(map(self._path, self.recipe.variant))]
 
     @cached_property
     def _export_source(self) -> "tuple[ExportSource, Pixels]":
@@ -178,7 +186,7 @@ class Pipeline:
                     self.listener.say(f"convert: {variant.name}: {note}")
                 self.run.mark(f"convert/{variant.name}", self._convert_key(variant))
             progress("converted", 1.0)
-        made = [artifacts.read(path) for path in dict.fromkeys(map(self._path, self.recipe.variant))]
+        made = self.made()
         note = f" ({already} done already)" if 0 < already < len(ordered) else ": done already" if already else ""
         self.listener.say(f"convert: {len(made)} files{note}")
         for artifact in made:
@@ -191,7 +199,7 @@ class Pipeline:
             run=self.run,
             spec=self.recipe.bench,
             listener=self.listener,
-            train_key=self._train_key,
+            train_key=self.train_key,
             images=lambda: held_out(self.dataset),
             method=method,
         )
@@ -248,7 +256,7 @@ def run(
     text = text or recipe.text_of(name)
     followed = recipe.from_anywhere(recipe.parse(text, name))
     source = resolve(data or followed.data.source)
-    folder = Run(folder=out or Path("runs") / _folder_name(name, source if data else ""))
+    folder = Run(folder=out or Path("runs") / folder_name(name, source if data else ""))
     stages = STAGES[: STAGES.index(until) + 1]
     addresses = tuple(devices) or followed.bench.devices
     pipeline = Pipeline(folder, followed, source, listener, group)
@@ -293,7 +301,8 @@ def _tell(progress: Progress, share: float, text: str, _: float) -> None:
     progress(text, share)
 
 
-def _folder_name(name: str, source: str) -> str:
+def folder_name(name: str, source: str) -> str:
+    """What a run of the recipe is called, with the data that the user gave."""
     stem = Path(name).stem
     return f"{stem}-{Path(source).name}" if source else stem
 

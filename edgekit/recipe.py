@@ -1,14 +1,13 @@
 """A recipe: what is trained on what, into which files, measured how. Decoded strictly from TOML."""
 
-import json
 import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from edgekit import plugins
+from edgekit import plugins, toml
 from edgekit.errors import RecipeError, UsageError, nearest
 from edgekit.preprocess import Preprocess
 from edgekit.prunespec import PruneSpec
@@ -287,6 +286,11 @@ def absolute(model: ModelSpec) -> ModelSpec:
     return replace(model, name=name)
 
 
+def text_for(recipe: Recipe) -> str:
+    """The TOML that `parse` reads back as *recipe*."""
+    return toml.dumps(encode(recipe, defaults=False))
+
+
 def _absolute(name: str) -> str:
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name
@@ -299,19 +303,15 @@ def for_model(
 
     With *weights* it fine-tunes: the last layer first, then all of the network, at a lower rate.
     """
-    options, tables = encode(model, defaults=False), []
-    if channels := options.pop("channels", None):
-        tables = ["", "[model.channels]", *(f"{json.dumps(key)} = {value}" for key, value in channels.items())]
-    lines = ["[model]", *(f"{key} = {json.dumps(value)}" for key, value in options.items()), *tables]
-    lines += ["", "[data]", f"source = {json.dumps(source)}", ""]
-    lines += ["[data.preprocess]", f"height = {contract.height}", f"width = {contract.width}"]
-    lines += [
-        f"{key} = {json.dumps(value)}"
-        for key, value in encode(contract, defaults=False).items()
-        if key not in ("height", "width")
-    ]
-    lines += ["", "[train]", f"epochs = {epochs}"]
+    train: dict[str, Any] = {"epochs": epochs}
     if weights:
-        lines += ["learning_rate = 5e-4", "", "[train.finetune]", f"weights = {json.dumps(weights)}"]
-        lines += [f"freeze_epochs = {min(2, epochs - 1)}"]
-    return "\n".join(lines) + "\n"
+        train |= {"learning_rate": 5e-4, "finetune": {"weights": weights, "freeze_epochs": min(2, epochs - 1)}}
+    size = {"height": contract.height, "width": contract.width}
+    preprocess = {**size, **encode(contract, defaults=False)}
+    return toml.dumps(
+        {
+            "model": encode(model, defaults=False),
+            "data": {"source": source, "preprocess": preprocess},
+            "train": train,
+        }
+    )

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # Each module of edgekit/ may import only what stands in the rows before its own, or its own package.
 ORDER = (
     "__init__ errors units files integers",
-    "schema plugins requires quiet",
+    "schema plugins requires quiet toml",
     "drawing",
     "preprocess measure stats operators processor",
     "benchmark_model",
@@ -50,6 +50,8 @@ ORDER = (
     "source subject",
     "benchstage prunestage",
     "pipeline",
+    "jobs grid",
+    "sweep",
     "cli __main__",
 )
 ROW = {name: number for number, row in enumerate(ORDER) for name in row.split()}

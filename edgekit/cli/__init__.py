@@ -9,6 +9,7 @@ COMMANDS = {
     "run": "the whole flow: train, prune, convert, bench, compare; finished stages are skipped",
     "train": "train a recipe's model, or a model by name, on a folder of images",
     "prune": "remove channels until a share of the work or of the time is left, and train again",
+    "sweep": "prune a recipe to several budgets, convert each, and compare all files on one page",
     "convert": "turn a trained model into TFLite, Core ML or ONNX files, checked for parity",
     "bench": "measure files on a device: latency with a verdict, accuracy on real images",
     "compare": "say which file to ship, and whether the differences are real",

@@ -82,6 +82,14 @@ class Chooser:
         return Candidate(model=small, described=described, plan=plan, left=self.left)
 
 
+def reachable(described: Checkpoint, spec: PruneSpec) -> float:
+    """The least share of the multiply-accumulates that the architecture can be left with, whatever its weights."""
+    contract, name = described.preprocess, described.model.name
+    graph = trace(dense(described), contract.height, contract.width, name, spare=spec.spare)
+    scores = {group.name: torch.zeros(group.width) for group in graph.groups}
+    return budget.least(graph, scores, budget.floors(graph, spec.round_to)) / graph.macs
+
+
 def _lessons(start: Checkpoint, images: Split, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of a seeded choice of the images, in random order."""
     where = accelerator.choose("fp32").device

@@ -1,0 +1,62 @@
+"""The grid of a sweep: one recipe for each budget of multiply-accumulates, with the files to make of each."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from edgekit.convert import converter
+from edgekit.errors import UsageError, unknown
+from edgekit.prunespec import PruneSpec
+from edgekit.recipe import QAT, Recipe, ReportSpec, Variant
+
+DENSE, LEAST = "dense", 0.001
+
+
+def grid(followed: Recipe, keep: Sequence[float], precisions: Sequence[str], target: str) -> dict[str, Recipe]:
+    """A recipe for each budget, by the name of its folder, the largest budget first.
+
+    *precisions* of *target*, each as the recipe's variant has it; without any the recipe's own variants.
+    Raises UsageError for what is no grid.
+    """
+    if twice := sorted({f"{share:g}" for share in keep if keep.count(share) > 1}):
+        raise UsageError(f"--keep-macs names {', '.join(twice)} twice")
+    for share in keep:
+        if not (math.isfinite(share) and LEAST <= share <= 1):
+            raise UsageError(f"--keep-macs {share:g}: a share of the multiply-accumulates, from {LEAST:g} to 1")
+    variants = followed.variant if not precisions else _variants(followed, precisions, target)
+    if not variants:
+        raise UsageError("the recipe has no [[variant]]: give --quantize fp32,int8")
+    if len(keep) * len(variants) < 2:
+        raise UsageError(
+            f"one budget and one precision are no grid: edgekit {'run' if keep[0] == 1 else 'prune'} does that; "
+            "give more of either, as --keep-macs 1.0,0.5"
+        )
+    if len(followed.prune) > 1:
+        raise UsageError(
+            f"the recipe prunes in {len(followed.prune)} sections, and a sweep once for each budget: leave one "
+            "[[prune]], whose other settings all budgets take"
+        )
+    spec = followed.prune[0] if followed.prune else PruneSpec(keep_macs=0.5)
+    plain = replace(followed, variant=variants, report=ReportSpec())
+    return {
+        DENSE if share == 1 else f"keep{share:g}": replace(
+            plain, prune=() if share == 1 else (replace(spec, keep_macs=share, keep_latency=None, device="local"),)
+        )
+        for share in sorted(keep, reverse=True)
+    }
+
+
+def _variants(followed: Recipe, precisions: Sequence[str], target: str) -> tuple[Variant, ...]:
+    if twice := sorted({name for name in precisions if precisions.count(name) > 1}):
+        raise UsageError(f"--quantize names {', '.join(twice)} twice")
+    known = converter(target).precisions
+    for name in precisions:
+        if name not in known:
+            raise unknown(f"precision for {target}", name, known)
+    own = {one.precision: one for one in followed.variant if one.target == target}
+    return tuple(own.get(name) or Variant(target=target, precision=name) for name in precisions)
+
+
+def all_precisions(target: str) -> tuple[str, ...]:
+    """Every precision of a target but the one that trains, as `edgekit convert` takes ``all``."""
+    return tuple(name for name in converter(target).precisions if name != QAT)
