@@ -19,10 +19,8 @@ from edgekit.schema import encode
 from edgekit.together import Opened, at_once, opened
 from edgekit.visit import Images, Prepared
 
-COREML, REFERENCE = (
-    "coreml",
-    "reference",
-)  # a target that few machines run, and the device that executes it anywhere
+COREML = "coreml"  # a target that few machines run
+REFERENCE = "reference"  # the device that executes it anywhere
 
 
 class Listener(Protocol):

@@ -185,7 +185,7 @@ def test_a_file_is_executed_once_for_the_same_images(
 
     def predictions(given: Images) -> list[tuple[int, ...]]:
         found = bench(files[1], device, SPEC, tmp_path / "out", images=given, progress=quiet)
-        return [one.predictions.top for one in found if one.predictions]
+        return [tuple(one.predictions.top) for one in found if one.predictions]
 
     first = predictions(images)
     assert executed == ["coreml-fp16", "coreml-pal4"]
