@@ -9,7 +9,7 @@ CAP_DB = 150.0  # equal logits would be infinite, which JSON cannot hold
 FAINT = 6.1e-5  # the smallest number that fp16 holds with all its digits
 IMAGES = 256  # for a share that agrees to within 2 points
 LEAST_IMAGES = 64
-_PIXELS = 2**22  # of all images: large ones take long, and 83 of 224 x 224 show the same
+_PIXELS = 2**22  # of all images: above 128 x 128 they take long, and fewer show the same
 
 
 def images(height: int, width: int) -> int:
