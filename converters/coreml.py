@@ -83,7 +83,7 @@ def convert(source: "Source", variant: Variant, out: Path) -> Conversion:
                 model = program.edit(model, lambda _, function: None, systems.target(variant))
         else:
             model, record, notes = _compressed(source, variant)
-        program.describe_(model, source, AUTHOR, "")
+        program.describe_(model, source, variant.author or AUTHOR, variant.license)
         model.save(str(out))
         # For debugging coremltools itself: no part of the package, but a tenth of its size.
         files.remove(out / "executorch_debug_handle_mapping.json")
@@ -201,7 +201,9 @@ def inspect(path: Path) -> Inspection:
     description, function = mil.describe(path), mil.load(path)
     if not description.input or description.input[0].type.WhichOneof("Type") != "imageType":
         raise ArtifactError(f"{path} does not take an image; edgekit reads image classifiers")
-    image, metadata = description.input[0], dict(description.metadata.userDefined)
+    image, told = description.input[0], description.metadata
+    written = {"author": told.author, "license": told.license}
+    metadata = {name: text for name, text in written.items() if text} | dict(told.userDefined)
     mil.takes_bgr(path)
     labels = mil.labels(function) or labels_in(metadata)
     scores = (1, len(labels)) if mil.labels(function) else tuple(function.outputs[-1].shape)

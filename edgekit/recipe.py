@@ -118,7 +118,7 @@ class Variant:
     and int8 logits, with nothing in float between them, for microcontrollers. ``qat``: how int8-qat is trained.
     Of Core ML all compressed precisions take ``max_drop`` and ``keep_float``, and palettes ``group``: the outputs
     that share a table (iOS18), all without it. ``deploy``: the oldest system that a Core ML file is for; without
-    it the oldest that can.
+    it the oldest that can. ``author`` and ``license`` are what a Core ML file says of itself.
     """
 
     target: str
@@ -130,6 +130,8 @@ class Variant:
     qat: QatSpec = field(default_factory=QatSpec)
     group: Annotated[int, Between(1, 4096)] | None = None
     deploy: Literal["iOS15", "iOS16", "iOS17", "iOS18"] | None = None
+    author: str = ""
+    license: str = ""
 
     def __post_init__(self) -> None:
         if self.io == "int8" and self.precision != "int8":
@@ -139,8 +141,9 @@ class Variant:
         learnt = [name for name in ("correct_biases", "adaround") if name in self.calibration.repairs]
         if learnt and self.precision == QAT:
             raise ValueError(f"{QAT} learns its weights from the float ones: leave out {' and '.join(learnt)}")
-        if self.deploy is not None and self.target != "coreml":
-            raise ValueError(f"deploy goes with target coreml, not {self.target}")
+        for name in ("deploy", "author", "license"):
+            if getattr(self, name) and self.target != "coreml":
+                raise ValueError(f"{name} goes with target coreml, not {self.target}")
         weights = self.target == "coreml" and takes_budget(self.target, self.precision)
         if self.max_drop is not None and not takes_budget(self.target, self.precision):
             raise ValueError(f"max_drop goes with precision {' or '.join(REPAIRED)}, not {self.precision}")

@@ -324,9 +324,11 @@ def test_a_later_system_on_request(precision: str, tmp_path: Path) -> None:
         labels=LABELS,
         calibrate=lambda spec: CalibrationImages(pixels_NHWC=images, record=record),
     )
-    variant = Variant(target="coreml", precision=precision, deploy="iOS18")
+    variant = Variant(target="coreml", precision=precision, deploy="iOS18", author="Ada", license="MIT")
     [one] = convert.convert(origin, [variant], images, tmp_path, silent)
     assert one.notes[0] == "runs from iOS 18, macOS 15 on"
+    found = convert.converter("coreml").inspect(one.path).metadata
+    assert (found["author"], found["license"]) == ("Ada", "MIT")
     assert one.parity is not None
     assert one.parity.sqnr_db > {"fp16": 55, "w8": 35, "int8": 25}[precision]
     forms = set(mil.forms(mil.load(one.path)))
@@ -344,6 +346,8 @@ def test_a_system_too_old_for_a_precision_is_refused() -> None:
         convert.check([Variant(target="coreml", precision="pal4", group=8, deploy="iOS17")])
     with pytest.raises(ValueError, match="deploy goes with target coreml, not tflite"):
         Variant(target="tflite", precision="fp32", deploy="iOS16")
+    with pytest.raises(ValueError, match="license goes with target coreml, not onnx"):
+        Variant(target="onnx", precision="fp32", license="MIT")
 
 
 def test_every_precision_has_its_oldest_system() -> None:

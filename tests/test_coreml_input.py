@@ -171,6 +171,8 @@ def test_a_system_too_old_is_a_usage_error(tmp_path: Path, capsys: pytest.Captur
     assert "coreml w4 needs iOS 18, macOS 15 or later" in capsys.readouterr().err
     assert main(["convert", "mobilenet_v2", "--target", "tflite", "--deploy", "iOS16"]) == 2
     assert "--deploy is for coreml files, not tflite" in capsys.readouterr().err
+    assert main(["convert", "mobilenet_v2", "--target", "tflite", "--author", "Ada"]) == 2
+    assert "--author is for coreml files, not tflite" in capsys.readouterr().err
 
 
 def test_a_budget_for_what_is_not_compressed_is_a_usage_error(

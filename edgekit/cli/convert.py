@@ -61,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("iOS15", "iOS16", "iOS17", "iOS18"),
         help="coreml: the oldest system that is to run the file; default the oldest that can",
     )
+    parser.add_argument("--author", metavar="TEXT", help="coreml: who made it, as the file tells")
+    parser.add_argument("--license", metavar="TEXT", help="coreml: its licence, as the file tells")
     parser.add_argument(
         "--qat-epochs", type=count, metavar="N", help="of training for int8-qat and --max-drop; default 2"
     )
@@ -123,10 +125,10 @@ def run(args: argparse.Namespace) -> int:
     asked = args.quantize or ("fp16" if args.target == "coreml" else "fp32")
     precisions = _all(target, terminal) if asked == "all" else asked.split(",")
     variants = _variants(args.target, precisions, args.max_drop, args.io)
-    if args.deploy:
-        if args.target != "coreml":
-            raise UsageError(f"--deploy is for coreml files, not {args.target}")
-        variants = [replace(one, deploy=args.deploy) for one in variants]
+    given = {name: value for name in ("deploy", "author", "license") if (value := getattr(args, name))}
+    if given and args.target != "coreml":
+        raise UsageError(f"--{next(iter(given))} is for coreml files, not {args.target}")
+    variants = [replace(one, **given) for one in variants]
     if args.qat_epochs or args.qat_images:
         if not any(
             one.precision == QAT or (one.precision == "int8" and one.max_drop is not None) for one in variants

@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         ("output", _tensor(found.output)),
         ("labels", _labels(found.labels)),
         *([("runs from", f"{found.needs} on")] if found.needs else []),
+        *((name, found.metadata[name]) for name in ("author", "license") if name in found.metadata),
     ]
     if described:
         rows += [("precision", described.precision), ("preprocess", _preprocess(described.preprocess))]
