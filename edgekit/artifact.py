@@ -13,7 +13,7 @@ from edgekit.preprocess import Preprocess
 from edgekit.schema import SchemaError, decode, encode
 
 FORMAT = 1
-FLOAT_PRECISIONS = ("fp32", "fp16")
+FLOAT_PRECISIONS = ("fp32", "sparse", "fp16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +59,7 @@ class Parity:
 
     def broken(self, precision: str) -> str:
         """Why the artifact counts as broken, or an empty string."""
-        floor_db = {"fp32": 60.0, "fp16": 40.0}.get(precision)
+        floor_db = {"fp32": 60.0, "sparse": 60.0, "fp16": 40.0}.get(precision)
         if floor_db is not None and self.sqnr_db < floor_db:
             return f"SQNR {self.sqnr_db:.1f} dB is below the {floor_db:g} dB of a sound {precision} file"
         if self.top1_agreement < 0.9:

@@ -65,6 +65,7 @@ class Inspection:
     parts: tuple[Part, ...] = ()
     labels: tuple[str, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
+    sparsity: str = ""  # whether the runtime's sparse kernels will take it, where it has zeros
     needs: str = ""  # the oldest systems that can run the file, for formats that tell
 
 

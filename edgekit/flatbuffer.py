@@ -99,7 +99,7 @@ def prepend_dequantize(model: Any) -> None:
 
 def stem(model: Any) -> tuple[str, ...]:
     """The names of what the operators give from the input to the first convolution; none where it comes later."""
-    graph, names = model.subgraphs[0], _operator_names(model)
+    graph, names = model.subgraphs[0], operator_names(model)
     current, found = int(graph.inputs[0]), []
     while True:
         users = [operator for operator in graph.operators if current in operator.inputs]
@@ -127,7 +127,7 @@ def unshare_biases_(model: Any) -> None:
     """
     graph, taken = model.subgraphs[0], set[int]()
     for operator in graph.operators:
-        if _operator_names(model)[operator.opcodeIndex] not in WITH_BIAS:
+        if operator_names(model)[operator.opcodeIndex] not in WITH_BIAS:
             continue
         operator.inputs = inputs = [int(index) for index in operator.inputs]
         for place, index in enumerate(inputs[2:], 2):
@@ -160,12 +160,12 @@ def embedded(model: Any) -> dict[str, Any]:
 
 def operators(model: Any) -> tuple[tuple[str, int], ...]:
     """Operator names and their counts, most frequent first."""
-    names = _operator_names(model)
+    names = operator_names(model)
     found = Counter(names[operator.opcodeIndex] for operator in model.subgraphs[0].operators)
     return tuple(found.most_common())
 
 
-def _operator_names(model: Any) -> list[str]:
+def operator_names(model: Any) -> list[str]:
     """By the index that operators have of them."""
     names = {value: name for name, value in vars(schema().BuiltinOperator).items() if name.isupper()}
     return [names[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in model.operatorCodes]
@@ -188,7 +188,7 @@ class Operator:
 
 def details(model: Any) -> tuple[Operator, ...]:
     """All operators in the order in which they run."""
-    graph, names = model.subgraphs[0], _operator_names(model)
+    graph, names = model.subgraphs[0], operator_names(model)
     found: list[Operator] = []
     seen: set[int] = set()
     for operator in graph.operators:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from edgekit.convert import converter
 from edgekit.errors import UsageError, unknown
 from edgekit.prunespec import PruneSpec
-from edgekit.recipe import QAT, Recipe, ReportSpec, Variant
+from edgekit.recipe import BY_NAME, Recipe, ReportSpec, Variant
 
 DENSE, LEAST = "dense", 0.001
 
@@ -58,5 +58,5 @@ def _variants(followed: Recipe, precisions: Sequence[str], target: str) -> tuple
 
 
 def all_precisions(target: str) -> tuple[str, ...]:
-    """Every precision of a target but the one that trains, as `edgekit convert` takes ``all``."""
-    return tuple(name for name in converter(target).precisions if name != QAT)
+    """Every precision of a target but those that are asked for by name, as `edgekit convert` takes ``all``."""
+    return tuple(name for name in converter(target).precisions if name not in BY_NAME)

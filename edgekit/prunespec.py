@@ -20,6 +20,8 @@ class PruneSpec:
     In ``steps``, with ``recovery_epochs`` of training after each but the last; then ``epochs`` of it.
     ``learning_rate``: of both, without it a fifth of the training's. ``distill``: the dense network's share in
     the loss, at ``temperature``. ``spare``: layers that keep what they give.
+    ``sparsity``: in the last training this share of the weights of 1x1 convolutions becomes zero, besides a budget
+    or in its place; 0.5 with ``pattern = "2:4"`` is two of four neighbours.
     """
 
     keep_macs: Annotated[float, Between(0.001, 1.0)] | None = None
@@ -36,7 +38,16 @@ class PruneSpec:
     round_to: Annotated[int, Between(1, 64)] = 8
     images: Count = 1024
     spare: tuple[str, ...] = ()
+    sparsity: Annotated[float, Between(0.2, 0.99)] | None = None
+    pattern: Literal["free", "2:4"] = "free"
 
     def __post_init__(self) -> None:
-        if (self.keep_macs is None) == (self.keep_latency is None):
-            raise ValueError("a pruning has one budget: give keep_macs or keep_latency")
+        budgets = (self.keep_macs is not None) + (self.keep_latency is not None)
+        if budgets > 1 or not (budgets or self.sparsity):
+            raise ValueError("a pruning has one budget: give keep_macs or keep_latency, or else sparsity")
+        if not budgets and self.steps > 1:
+            raise ValueError("steps approach a budget, and sparsity grows by itself: leave out steps")
+        if self.sparsity and not self.epochs:
+            raise ValueError("sparsity grows in training: epochs = 0 leaves none")
+        if self.pattern == "2:4" and self.sparsity != 0.5:
+            raise ValueError("pattern 2:4 makes half of the weights zero: sparsity = 0.5")

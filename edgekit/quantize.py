@@ -20,7 +20,7 @@ def quantize(
 
     Raises UsageError for a layer in *keep_float* that it does not have.
     """
-    if precision == "fp32":
+    if precision in ("fp32", "sparse"):
         return lowered
     from ai_edge_quantizer import quantizer
     from ai_edge_quantizer.algorithm_manager import AlgorithmName

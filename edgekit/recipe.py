@@ -18,6 +18,7 @@ Activation = Literal["relu", "relu6", "hswish", "silu"]
 Padding = Literal["symmetric", "same"]
 REPAIRED = ("int8", "int8-mixed")  # the precisions that a max_drop chooses between
 QAT = "int8-qat"  # the precision that trains
+BY_NAME = (QAT, "sparse")  # precisions that are no part of all
 DEFAULT_MAX_DROP = 0.5  # percentage points, of int8-mixed
 # Of the float weights before they become int8, the cheapest first; with a name for people.
 REPAIRS = {

@@ -95,6 +95,24 @@ class FinetuneSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SparsifySpec:
+    """``share`` of the weights of each 1x1 convolution become zero, the smallest first, in the first ``ramp`` of
+    the training, more of them after every ``every`` steps. ``pattern = "2:4"``: two of four neighbours.
+    ``spare``: layers that keep theirs.
+    """
+
+    share: Annotated[float, Between(0.2, 0.99)]
+    pattern: Literal["free", "2:4"] = "free"
+    ramp: Annotated[float, Between(0.0, 0.9)] = 0.5
+    every: Count = 20
+    spare: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.pattern == "2:4" and self.share != 0.5:
+            raise ValueError(f"pattern 2:4 makes half of the weights zero: share = 0.5, not {self.share:g}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSpec:
     """``learning_rate`` is the peak after warm-up; ``ema`` the decay of the weight average, 0 for none.
 
@@ -125,8 +143,11 @@ class TrainSpec:
     progressive: ProgressiveSpec | None = None
     distill: DistillSpec | None = None
     finetune: FinetuneSpec | None = None
+    sparsify: SparsifySpec | None = None
 
     def __post_init__(self) -> None:
+        if self.sparsify and self.patience:
+            raise ValueError("patience would end the training before it is sparse: leave out patience or sparsify")
         if self.finetune and self.finetune.freeze_epochs >= self.epochs:
             raise ValueError(
                 f"finetune.freeze_epochs = {self.finetune.freeze_epochs} leaves nothing of {self.epochs} epochs"

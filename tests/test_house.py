@@ -27,7 +27,7 @@ ORDER = (
     "train",
     "export",
     "lower",
-    "parity xnnpack dissect",
+    "parity xnnpack dissect sparse",
     "sensitivity profile patches",
     "search",
     "repair",

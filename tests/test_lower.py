@@ -625,7 +625,7 @@ def test_precisions_of_one_lowering(lowered: Lowered, tmp_path: Path) -> None:
     made, content = lowered("mobilenet_v3_small")
     tflite = plugins.load("converters", "tflite")
     made.once("tflite float", lambda: export.Lowered(content=content))
-    assert set(PRECISIONS) | {"fp32", "int8-mixed", "int8-qat"} == set(tflite.precisions)
+    assert set(PRECISIONS) | {"fp32", "sparse", "int8-mixed", "int8-qat"} == set(tflite.precisions)
     variants = [Variant(target="tflite", precision=precision) for precision in PRECISIONS]
     pictures = convert.noise((SIDE, SIDE, 3), 4)
     for file in convert.convert(made, variants, pictures, tmp_path, lambda text, share: None):

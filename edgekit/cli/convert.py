@@ -133,8 +133,8 @@ def run(args: argparse.Namespace) -> int:
         if not any(
             one.precision == QAT or (one.precision == "int8" and one.max_drop is not None) for one in variants
         ):
-            given = "--qat-epochs" if args.qat_epochs else "--qat-images"
-            raise UsageError(f"{given} is for training: give --quantize {QAT}, or int8 with --max-drop")
+            flag = "--qat-epochs" if args.qat_epochs else "--qat-images"
+            raise UsageError(f"{flag} is for training: give --quantize {QAT}, or int8 with --max-drop")
         qat = QatSpec(epochs=args.qat_epochs or QatSpec().epochs, images=args.qat_images or 0)
         variants = [replace(one, qat=qat) for one in variants]
     convert.check(variants)
@@ -186,12 +186,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _all(target: "Converter", terminal: Terminal) -> list[str]:
-    """Every precision but the one that may take hours."""
-    from edgekit.recipe import QAT
+    """Every precision but the one that may take hours, and the one for networks with zeros."""
+    from edgekit.recipe import BY_NAME, QAT
 
     if QAT in target.precisions:
         terminal.say(f"convert: {QAT} is left out of all, because it trains: ask for it by name")
-    return [name for name in target.precisions if name != QAT]
+    return [name for name in target.precisions if name not in BY_NAME]
 
 
 def _variants(target: str, precisions: list[str], max_drop: float | None, io: str) -> "list[Variant]":

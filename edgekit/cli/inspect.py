@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         ("input", _tensor(found.input)),
         ("output", _tensor(found.output)),
         ("labels", _labels(found.labels)),
+        *([("sparse", found.sparsity)] if found.sparsity else []),
         *([("runs from", f"{found.needs} on")] if found.needs else []),
         *((name, found.metadata[name]) for name in ("author", "license") if name in found.metadata),
     ]

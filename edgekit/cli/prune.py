@@ -1,7 +1,7 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgekit.cli.convert import sides
 from edgekit.cli.terminal import (
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from edgekit.prune import State
     from edgekit.prunespec import PruneSpec
 
+LEAST = 2 / 3  # zeros, for XNNPACK's sparse kernels
 EXAMPLES = """examples:
   edgekit prune runs/quickstart --keep-macs 0.5
   edgekit prune runs/photos --keep-macs 0.35 --steps 3 --epochs 30
   edgekit prune runs/photos --keep-latency 0.6 --device ssh://pi@raspberrypi.local
+  edgekit prune runs/photos --sparsity 0.75 --epochs 30
   edgekit prune runs/photos --keep-macs 0.5 --spare features.1 --importance lamp
   edgekit prune torchvision:resnet18 --weights resnet18.pt --preprocess imagenet --size 160 \\
       --keep-macs 0.5 --data photos --labels labels.txt
@@ -38,12 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", help="a run, a checkpoint, a model's name, torchvision:NAME, timm:NAME, FILE.py:F"
     )
-    budget = parser.add_mutually_exclusive_group(required=True)
+    budget = parser.add_mutually_exclusive_group()
     budget.add_argument(
         "--keep-macs", type=share, metavar="SHARE", help="of the multiply-accumulates, such as 0.5"
     )
     budget.add_argument(
         "--keep-latency", type=share, metavar="SHARE", help="of the time of one inference, measured on --device"
+    )
+    parser.add_argument(
+        "--sparsity",
+        type=sparsity,
+        metavar="SHARE|2:4",
+        help="in the last training this share of the weights of 1x1 convolutions becomes zero, or two of four "
+        "neighbours; besides a budget or in its place",
     )
     parser.add_argument("--device", metavar="ADDR", help="where --keep-latency is measured; default local")
     parser.add_argument(
@@ -111,6 +120,17 @@ def share(text: str) -> float:
     return value
 
 
+def sparsity(text: str) -> tuple[float, Literal["free", "2:4"]]:
+    """The share of zeros and their pattern, for argparse."""
+    if text == "2:4":
+        return 0.5, "2:4"
+    if not 0.2 <= (value := _number(text)) <= 0.99:
+        raise argparse.ArgumentTypeError(
+            f"expected a share between 0.2 and 0.99, such as 0.7, or 2:4, got {text!r}"
+        )
+    return value, "free"
+
+
 def positive(text: str) -> float:
     value = _number(text)
     if not 0 < value < 1000:
@@ -135,7 +155,12 @@ def run(args: argparse.Namespace) -> int:
     from edgekit.errors import UsageError
     from edgekit.runs import Run
 
-    spec, terminal = _spec(args), Terminal()
+    if args.keep_macs is None and args.keep_latency is None and args.sparsity is None:
+        raise UsageError("what shall go? give --keep-macs 0.5, --keep-latency 0.6 or --sparsity 0.7")
+    try:
+        spec, terminal = _spec(args), Terminal()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if args.device and spec.keep_latency is None:
         raise UsageError("--device is where --keep-latency is measured: leave it out")
     found = subject.find(
@@ -146,7 +171,7 @@ def run(args: argparse.Namespace) -> int:
         weights=args.weights,
         confirm=terminal.confirm,
     )
-    out = args.out or Path("runs", f"{found.name}-keep{spec.keep_macs or spec.keep_latency:g}")
+    out = args.out or Path("runs", f"{found.name}-{_called(spec)}")
     folder = Run(folder=out)
     if folder.state() is not None:
         raise UsageError(f"{out} is a run: give another --out")
@@ -183,8 +208,16 @@ def _spec(args: argparse.Namespace) -> "PruneSpec":
         learning_rate=args.learning_rate,
         round_to=args.round_to,
         spare=tuple(args.spare),
+        sparsity=args.sparsity[0] if args.sparsity else None,
+        pattern=args.sparsity[1] if args.sparsity else "free",
     )
     return replace(spec, device=args.device) if args.device else spec
+
+
+def _called(spec: "PruneSpec") -> str:
+    kept = spec.keep_macs or spec.keep_latency
+    zeros = "sparse2of4" if spec.pattern == "2:4" else f"sparse{spec.sparsity:g}" if spec.sparsity else ""
+    return "-".join(filter(None, (f"keep{kept:g}" if kept else "", zeros)))
 
 
 def _figures(state: "State") -> dict[str, object]:
@@ -195,6 +228,7 @@ def _figures(state: "State") -> dict[str, object]:
         "kept_macs": last.macs / state.macs,
         "kept_parameters": last.parameters / state.parameters,
         "kept_latency": last.latency,
+        "sparsity": last.sparsity,
         "dense": {"macs": state.macs, "parameters": state.parameters, "val_top1": state.top1},
         "steps": encode(state.steps),
     }
@@ -205,7 +239,7 @@ def _print(made: "Checkpoint", state: "State", out: Path) -> None:
         return "" if value is None else f"{100 * value:.2f} %"
 
     rows = [
-        ("dense", f"{state.macs / 1e6:.2f} M", "", f"{state.parameters / 1e6:.3f} M", "", "", top1(state.top1))
+        ("dense", f"{state.macs / 1e6:.2f} M", "", f"{state.parameters / 1e6:.3f} M", "", "", "", top1(state.top1))
     ]
     for number, step in enumerate(state.steps, 1):
         rows.append(
@@ -215,15 +249,17 @@ def _print(made: "Checkpoint", state: "State", out: Path) -> None:
                 f"{100 * step.macs / state.macs:.2f} %",
                 f"{step.parameters / 1e6:.3f} M",
                 "" if step.latency is None else f"{100 * step.latency:.1f} %",
+                f"{100 * step.sparsity:.1f} %" if step.sparsity > 0.01 else "",
                 top1(step.pruned_top1),
                 top1(step.top1),
             )
         )
-    head = ("network", "MACs", "kept", "parameters", "time", "before training", "top-1")
+    head = ("network", "MACs", "kept", "parameters", "time", "zeros", "before training", "top-1")
     shown = [i for i in range(len(head)) if i < 4 or any(row[i] for row in rows)]
     print(table([head[i] for i in shown], [[row[i] for i in shown] for row in rows]))
     last = state.steps[-1]
     if last.finer:
         print(f"not in those multiples, to meet the budget: {', '.join(last.finer)}")
     print(f"checkpoint: {made.path}")
-    print(f"next: edgekit convert {out} --target tflite --quantize fp32,int8 --calibrate DIR")
+    precisions = "fp32,sparse" if last.sparsity > LEAST else "fp32,int8"
+    print(f"next: edgekit convert {out} --target tflite --quantize {precisions} --calibrate DIR")

@@ -24,7 +24,8 @@ from edgekit.prunespec import PruneSpec
 from edgekit.schema import SchemaError, decode, encode
 from edgekit.train import train
 from edgekit.train.learner import silent
-from edgekit.trainspec import DistillSpec, FinetuneSpec, TrainSpec
+from edgekit.train.zeros import left_out, share
+from edgekit.trainspec import DistillSpec, FinetuneSpec, SparsifySpec, TrainSpec
 
 FORMAT = 1
 STATE = "prune.json"
@@ -46,6 +47,7 @@ class Step:
     finer: tuple[str, ...] = ()
     left: dict[str, str] = field(default_factory=dict)
     trained: bool = False
+    sparsity: float = 0.0  # the share of the weights of 1x1 convolutions that are zero
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +153,9 @@ class _Work:
         return self.kept(State(key=key, macs=found.macs, parameters=found.parameters, top1=measured))
 
     def narrowed(self, now: Checkpoint, state: State, number: int) -> State:
-        """Channels go, and the checkpoint without them is written."""
+        """Channels go where a budget says so, and the checkpoint without them is written."""
+        if self.spec.keep_macs is None and self.spec.keep_latency is None:
+            return self.whole(now, state, number)
         images, contract = self.dataset.train if self.dataset else None, self.dense.preprocess
         chooser = Chooser(now, self.spec, images, self.floors)
         candidate, latency = _next(chooser, self.spec, state.macs, number, self.meter)
@@ -172,6 +176,15 @@ class _Work:
         )
         return self.kept(replace(state, steps=(*state.steps, step)))
 
+    def whole(self, now: Checkpoint, state: State, number: int) -> State:
+        """All channels stay."""
+        network, contract = models.restore(now), now.preprocess
+        found = cost(network, contract.height, contract.width)
+        measured = top1(network, self.dense, self.dataset.val) if self.dataset else None
+        checkpoint.write(self.place(number) / "pruned", now, checkpoint.read_weights(now))
+        step = Step(macs=found.macs, parameters=found.parameters, pruned_top1=measured)
+        return self.kept(replace(state, steps=(*state.steps, step)))
+
     def trained(self, now: Checkpoint, state: State, number: int, epochs: int) -> State:
         """It learns for so many epochs; after the last step without any it is what it is."""
         step, folder = state.steps[number - 1], self.learning(number)
@@ -180,12 +193,14 @@ class _Work:
         if epochs:
             assert self.dataset is not None
             learning = _learning(self.training, self.spec, epochs, now, self.dense)
+            if self.spec.sparsity and number == self.spec.steps:
+                learning = replace(learning, sparsify=_sparsify(self.spec))
             made = train(self.dataset, now.model, learning, folder, resume=True, say=self.say)
             made = replace(made, provenance={**now.provenance, **made.provenance})
             checkpoint.write(folder / "best", made, checkpoint.read_weights(made))
         else:
             made = checkpoint.write(folder / "best", now, checkpoint.read_weights(now))
-        step = replace(step, top1=made.metrics.get("val_top1"), trained=True)
+        step = replace(step, top1=made.metrics.get("val_top1"), sparsity=share(models.restore(made)), trained=True)
         return self.kept(replace(state, steps=(*state.steps[: number - 1], step, *state.steps[number:])))
 
     def kept(self, state: State) -> State:
@@ -198,6 +213,8 @@ def check(dense: Checkpoint, spec: PruneSpec, out: Path, dataset: Dataset | None
     if out.resolve() in (dense.path.resolve(), *dense.path.resolve().parents):
         raise UsageError(f"{out} holds the network that is pruned, which stays as it is: give another --out")
     trains = spec.epochs or (spec.recovery_epochs and spec.steps > 1)
+    if spec.sparsity:
+        left_out(models.restore(dense), _sparsify(spec))
     if dataset is None and trains:
         raise UsageError("training needs images: give --data DIR, or --epochs 0 and --recovery-epochs 0")
     if dataset is not None and dataset.classes != dense.classes:
@@ -278,6 +295,11 @@ def _learning(
         if spec.distill
         else None,
     )
+
+
+def _sparsify(spec: PruneSpec) -> SparsifySpec:
+    assert spec.sparsity is not None
+    return SparsifySpec(share=spec.sparsity, pattern=spec.pattern, spare=spec.spare)
 
 
 def _provenance(dense: Checkpoint, candidate: Candidate, dense_macs: int) -> dict[str, str]:

@@ -20,6 +20,7 @@ from edgekit.schema import encode
 from edgekit.train import accelerator, batches, schedule
 from edgekit.train.augment import augmented
 from edgekit.train.batches import Feed
+from edgekit.train.zeros import HELD
 from edgekit.trainspec import QatSpec, TrainSpec
 
 FORMAT = 1
@@ -41,6 +42,7 @@ def learn(network: Network, lessons: Lessons, spec: QatSpec, state: Path) -> tup
     with accelerator.using_threads(accelerator.cpu_threads()):
         teacher = copy.deepcopy(network).requires_grad_(False).to(where.device)
         pupil = network.to(where.device)
+        zeros = _zeros(pupil)
         groups = [
             {"params": parameters, "rate": RATES[kind]}
             for kind, parameters in network.groups().items()
@@ -68,6 +70,9 @@ def learn(network: Network, lessons: Lessons, spec: QatSpec, state: Path) -> tup
                     optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
+                    with torch.no_grad():
+                        for parameter, mask in zeros:
+                            parameter.mul_(mask)
                     bar.set_postfix(epoch=epoch, loss=f"{shown:.4f}", refresh=False)
                     bar.update()
                 _save(state, key, epoch, pupil, optimizer)
@@ -79,6 +84,12 @@ def _plan(lessons: Lessons, spec: QatSpec, epoch: int) -> list[Tensor]:
     """The images of each batch of an epoch."""
     plan = batches.shuffled(len(lessons.split), spec.batch_size, (spec.seed, epoch, "order"))
     return plan[: math.ceil(spec.images / spec.batch_size)] if spec.images else plan
+
+
+def _zeros(network: Network) -> list[tuple[torch.nn.Parameter, Tensor]]:
+    """The weights of layers that were made sparse, and what of them is not zero."""
+    pairs = [(parameter, parameter.detach() != 0) for parameter in network.groups()["weight"]]
+    return [(one, mask) for one, mask in pairs if one.ndim == 4 and float(mask.float().mean()) <= 1 - HELD]
 
 
 def _loss(pupil: Network, teacher: Network, x_NHWC: Tensor, truth: Tensor, spec: QatSpec) -> Tensor:

@@ -19,6 +19,7 @@ from edgekit.train.accelerator import Accelerator
 from edgekit.train.average import Average
 from edgekit.train.optimizer import optimizer
 from edgekit.train.start import Teacher
+from edgekit.train.zeros import Zeros
 from edgekit.trainspec import TrainSpec
 
 
@@ -57,6 +58,7 @@ class Learner:
         self.optimizer = optimizer(self.model, spec)
         self.scaler = torch.amp.GradScaler(where.device.type, enabled=where.autocast == torch.float16)
         self.average = Average(self.model, spec.ema) if spec.ema else None
+        self.zeros = Zeros(self.model, spec.sparsify, steps)
         self.parts = 1  # in how many a batch is cut because it does not fit into memory
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self._forward: nn.Module | None = None
@@ -133,8 +135,10 @@ class Learner:
             nn.utils.clip_grad_norm_(self._trained, self.spec.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.zeros.after_step_(self.model)
         if self.average:
             self.average.update(self.model)
+            self.zeros.keep_(self.average.module)
         return loss_sum, right
 
     def _losses(self, logits: Tensor, targets: Tensor, pixels_NCHW: Tensor) -> Tensor:
@@ -207,6 +211,7 @@ class Learner:
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average else {},
             "parts": self.parts,
+            "zeros": self.zeros.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -217,6 +222,8 @@ class Learner:
         if self.average:
             self.average.load_state_dict(state["average"])
         self.parts = state["parts"]
+        if "zeros" in state:  # a training of before there were any
+            self.zeros.load_state_dict(state["zeros"], self.where.device)
 
     def _logits(self, model: nn.Module, pixels_NCHW: Tensor) -> Tensor:
         x = self.normalize(pixels_NCHW).contiguous(memory_format=torch.channels_last)

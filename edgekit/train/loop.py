@@ -142,9 +142,15 @@ def _epochs(learner: Learner, dataset: Dataset, spec: TrainSpec, state: State, o
                 "seconds": round(seconds, 3),
                 "images_per_second": round(images / seconds, 1),
             }
+            if spec.sparsify:
+                row["sparse"] = float(learner.zeros.grown)
             last, metrics = learner.weights(), {"val_top1": val_top1, "epoch": float(epoch)}
             # Of equals the later one: its learning rate was lower.
-            better = not state.best_metrics or val_top1 >= state.best_metrics["val_top1"]
+            better = (
+                not state.best_metrics
+                or val_top1 >= state.best_metrics["val_top1"]
+                or not state.rows[-1].get("sparse", 1.0)  # what came before is not what was asked for
+            )
             state = State(
                 settings=state.settings,
                 epoch=epoch,

@@ -1,0 +1,263 @@
+"""Zeros in 1x1 convolutions: how they grow in training, that they stay, and the files that leave them out."""
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgekit import convert, flatbuffer, models, recipe, sparse
+from edgekit.cli import main
+from edgekit.errors import ConversionError, RecipeError, UsageError
+from edgekit.export import PixelClassifier
+from edgekit.lower import lower
+from edgekit.preprocess import preset
+from edgekit.prunespec import PruneSpec
+from edgekit.qat.learn import _zeros
+from edgekit.qat.network import Network
+from edgekit.recipe import ModelSpec
+from edgekit.train.accelerator import choose
+from edgekit.train.learner import Learner
+from edgekit.train.zeros import Zeros, left_out, share
+from edgekit.trainspec import SparsifySpec, TrainSpec
+from tests.emulated import PYTHON, environment, needs_arm64
+from tests.test_pipeline import ROOT, SMALL
+
+SIDE = 64
+SPEC = SparsifySpec(share=0.75, every=2)
+
+
+def network(name: str = "mobilenet_v2", zeros: float = 0.75, **options: Any) -> PixelClassifier:
+    """Random weights, that share of the 1x1 ones zero."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        width = 0.35 if name != "mobilenet_v1" else 0.25
+        model = PixelClassifier(
+            models.build(ModelSpec(name=name, width=width, **options), 10), preset("imagenet", SIDE, SIDE)
+        )
+    if zeros:
+        made = Zeros(model, SparsifySpec(share=zeros, ramp=0.1), 10)
+        made.after_step_(model)
+        assert share(model) == pytest.approx(zeros, abs=1e-3)
+    return model.eval()
+
+
+def written(path: Path, model: PixelClassifier) -> tuple[Path, Path]:
+    """The dense file and the one without zeros."""
+    content = lower(model, (1, SIDE, SIDE, 3))
+    dense, thin = path / "dense.tflite", path / "sparse.tflite"
+    dense.write_bytes(content)
+    thin.write_bytes(sparse.stored(content)[0])
+    return dense, thin
+
+
+def answer(path: Path, seed: int = 0) -> Any:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    pixels = np.random.default_rng(seed).integers(0, 256, (1, SIDE, SIDE, 3)).astype(np.float32)
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], pixels)
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+
+def verdict(path: Path) -> str:
+    with flatbuffer.reading(path) as model:
+        return sparse.verdict(model)
+
+
+def test_a_file_without_zeros_gives_the_answers_of_the_dense_one(tmp_path: Path) -> None:
+    dense, thin = written(tmp_path, network())
+    for seed in range(3):
+        np.testing.assert_allclose(answer(thin, seed), answer(dense, seed), rtol=0, atol=1e-6)
+    with flatbuffer.reading(thin) as model, flatbuffer.reading(dense) as whole:
+        assert sparse.zeros(model) == sparse.zeros(whole)
+        assert dict(flatbuffer.operators(model))["DENSIFY"] == 34
+    assert thin.stat().st_size < 0.65 * dense.stat().st_size
+    assert verdict(thin).startswith("taken on ARM: 75.0 % of the weights of its 1x1 convolutions are zero")
+    assert "they are stored: convert to precision sparse" in verdict(dense)
+
+
+@pytest.mark.parametrize("inputs", [16, 300, 70_000])
+def test_positions_take_as_few_bytes_as_they_fit_in(inputs: int) -> None:
+    rows = np.zeros((2, inputs), np.float32)
+    rows[1, [0, inputs - 1]] = 1
+    found = sparse._rows(rows).dimMetadata[3].arrayIndices
+    assert found.values.dtype.itemsize == {16: 1, 300: 2, 70_000: 4}[inputs]
+    assert found.values.tolist() == [0, inputs - 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "zeros", "fault"),
+    [
+        ({"stem_stride": 1}, 0.75, "the first convolution has to be 3x3 with stride 2, and is 3x3 with stride 1"),
+        ({"padding": "same"}, 0.75, "its padding is not 1 on every side"),
+        ({}, 0.6, "60.0 % of the weights of its 1x1 convolutions are zero, and it takes more than 66.7 %"),
+    ],
+)
+def test_the_verdict_says_why_the_sparse_kernels_refuse(
+    tmp_path: Path, options: dict[str, Any], zeros: float, fault: str
+) -> None:
+    _, thin = written(tmp_path, network(zeros=zeros, **options))
+    assert verdict(thin).startswith("not taken: ")
+    assert fault in verdict(thin)
+
+
+def test_a_network_without_zeros_is_refused() -> None:
+    with pytest.raises(ConversionError, match=r"is for networks with zeros.* edgekit prune --sparsity 0\.75"):
+        sparse.stored(lower(network(zeros=0), (1, SIDE, SIDE, 3)))
+
+
+def learner(spec: TrainSpec, model: nn.Module | None = None) -> Learner:
+    found = network(zeros=0).model if model is None else model
+    made = Learner(found, preset("imagenet", SIDE, SIDE), spec, choose("fp32"), steps=20)
+    made.begin_epoch(frozen=False)
+    return made
+
+
+def steps(made: Learner, first: int, last: int) -> list[float]:
+    """The share of zeros after each step."""
+    found = []
+    for step in range(first, last):
+        pixels = torch.from_numpy(convert.noise((SIDE, SIDE, 3), 4, step)).permute(0, 3, 1, 2).float()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(step)  # of dropout
+            made.step(pixels, torch.tensor([0, 1, 2, 3]), 1e-2)
+        found.append(share(made.model))
+    return found
+
+
+TRAIN = TrainSpec(epochs=1, ema=0.9, sparsify=SPEC)
+
+
+def test_zeros_grow_as_the_paper_says_and_stay(tmp_path: Path) -> None:
+    made = learner(TRAIN)
+    found = steps(made, 0, 14)
+    wanted = [0.75 * (1 - (1 - step / 10) ** 3) for step in range(2, 11, 2)]
+    assert found[1:10:2] == pytest.approx(wanted, abs=2e-3)
+    assert found[10:] == [found[9]] * 4
+    assert share(made.best_model) >= found[9]
+    assert made.zeros.grown
+    assert made.best_model is not made.model
+
+    # Trained again, as after a pruning or for other images, it stays as sparse.
+    later = learner(TrainSpec(epochs=1), made.best_model.requires_grad_(True))
+    assert steps(later, 0, 3) == [pytest.approx(share(made.best_model), abs=1e-9)] * 3
+
+
+def test_an_interrupted_growth_goes_on_to_the_same_weights() -> None:
+    whole, first = learner(TRAIN), learner(TRAIN)
+    steps(whole, 0, 8)
+    steps(first, 0, 5)
+    second = learner(TRAIN)
+    second.load_state_dict(first.state_dict())
+    steps(second, 5, 8)
+    for name, tensor in whole.weights().items():
+        assert torch.equal(tensor, second.weights()[name]), name
+
+
+def test_two_of_four_neighbours() -> None:
+    made = learner(TrainSpec(epochs=1, sparsify=SparsifySpec(share=0.5, pattern="2:4", every=3)))
+    found = steps(made, 0, 11)
+    assert 0 < found[2] < found[5] < found[9] == found[10]
+    assert made.zeros.spec is not None
+    skipped = left_out(made.model, made.zeros.spec)
+    for name, mask in made.zeros.masks.items():
+        weight = made.model.get_parameter(name).detach()
+        assert (weight.flatten(1).reshape(-1, 4) == 0).sum(1).eq(2).all(), name
+        assert mask.shape == weight.shape
+        assert name.removesuffix(".weight") not in skipped
+
+
+def test_quantization_aware_training_keeps_zeros() -> None:
+    content = lower(network(), (1, SIDE, SIDE, 3))
+    float_network = Network(content, content)
+    held = _zeros(float_network)
+    assert len(held) == 34
+    assert sum(int((~mask).sum()) for _, mask in held) / sum(mask.numel() for _, mask in held) > 0.74
+
+
+@pytest.mark.parametrize(
+    ("section", "fault"),
+    [
+        ("epochs = 3", "give keep_macs or keep_latency, or else sparsity"),
+        ("sparsity = 0.7\nepochs = 0", "epochs = 0 leaves none"),
+        ("sparsity = 0.7\nsteps = 2", "leave out steps"),
+        ('sparsity = 0.7\npattern = "2:4"', "sparsity = 0.5"),
+        ('sparsity = 0.5\npattern = "1:4"', "'1:4' is not one of 'free', '2:4'"),
+        ("sparsity = 1.0", "out of range"),
+    ],
+)
+def test_sections_with_sparsity_are_decoded_strictly(section: str, fault: str) -> None:
+    with pytest.raises(RecipeError, match=fault):
+        recipe.parse(SMALL.format(epochs=1, seconds=1) + f"\n[[prune]]\n{section}\n", "small.toml")
+    assert PruneSpec(sparsity=0.7).keep_macs is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "give --keep-macs 0.5, --keep-latency 0.6 or --sparsity 0.7"),
+        (["--sparsity", "3:4"], "expected a share between 0.2 and 0.99, or 2:4, got '3:4'"),
+        (["--sparsity", "0.7", "--epochs", "0"], "sparsity grows in training"),
+    ],
+)
+def test_bad_options_are_told(capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+    try:
+        status = main(["prune", "nowhere", *words])
+    except SystemExit as ended:
+        status = int(str(ended.code))
+    assert status == 2
+    assert said in capsys.readouterr().err.replace("such as 0.7, ", "")
+
+
+def test_a_network_without_1x1_convolutions_is_refused() -> None:
+    with pytest.raises(UsageError, match="this network has none"):
+        left_out(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten()), SPEC)
+    with pytest.raises(UsageError, match="this network has none"):
+        left_out(nn.Sequential(nn.Conv2d(3, 8, 1)), replace(SPEC, share=0.5, pattern="2:4"))
+
+
+@pytest.mark.slow
+@pytest.mark.arm64
+@needs_arm64
+def test_the_verdict_is_what_the_arm64_runtime_does(tmp_path: Path) -> None:
+    """Under QEMU, by the runtime's own profiler: whether sparse kernels ran, and how far the answers differ."""
+    cases: dict[str, tuple[PixelClassifier, bool]] = {
+        "v1": (network("mobilenet_v1"), True),
+        "v2": (network(), True),
+        "v3": (network("mobilenet_v3_small"), True),
+        "b0": (network("efficientnet_b0"), True),
+        "same": (network(padding="same"), False),
+        "stem": (network(stem_stride=1), False),
+        "few": (network(zeros=0.66), False),
+        "enough": (network(zeros=0.68), True),
+    }
+    files = {}
+    for name, (model, taken) in cases.items():
+        (tmp_path / name).mkdir()
+        files[name] = written(tmp_path / name, model)
+        assert verdict(files[name][1]).startswith("taken" if taken else "not taken"), name
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps([str(path) for pair in files.values() for path in pair]))
+    program = Path(__file__).with_name("sparse_on_arm64.py")
+    done = subprocess.run(
+        [str(PYTHON), str(program), str(ROOT / "devices/_agent.py"), str(job)],
+        capture_output=True,
+        text=True,
+        env=environment("cortex-a76"),
+        timeout=550,
+        check=True,
+    )
+    found = {line["file"]: line for line in map(json.loads, done.stdout.splitlines())}
+    for name, (dense, thin) in files.items():
+        told = found[str(thin)]
+        assert ("SPMM" in " ".join(told["operators"])) == cases[name][1], (name, told["operators"])
+        assert "SPMM" not in " ".join(found[str(dense)]["operators"])
+        np.testing.assert_allclose(told["answer"], found[str(dense)]["answer"], rtol=0, atol=1e-4)
