@@ -166,7 +166,7 @@ def _lower(source: "Source") -> "Lowered":
     from edgekit.lower import UnknownOperator, lower
 
     try:
-        with converting("torch.export"):
+        with converting("edgekit's lowering"):
             return Lowered(content=lower(source.torch_model(target), source.shape_NHWC))
     except UnknownOperator as unknown:
         return _lower_with_litert_torch(source, unknown)
@@ -186,13 +186,22 @@ def _lower_with_litert_torch(source: "Source", unknown: "UnknownOperator") -> "L
             path = Path(folder) / "lowered.tflite"
             litert_torch.convert(channels_last, (torch.zeros(source.shape_NHWC),)).export(str(path))
             flatbuffer.unshare_biases_(model := flatbuffer.unpack(path.read_bytes()))
-            return Lowered(
-                content=flatbuffer.pack(model),
-                tools=("torch", "litert-torch"),
-                notes=(f"lowered by litert-torch, because {unknown}",),
-            )
+            content = flatbuffer.pack(model)
+            _loadable(content)
     except ConversionError as error:
         raise ConversionError(f"{error}; and {unknown}: replace it in the model by what it is made of") from error
+    notes = (f"lowered by litert-torch, because {unknown}",)
+    return Lowered(content=content, tools=("torch", "litert-torch"), notes=notes)
+
+
+def _loadable(content: bytes) -> None:
+    """Raise ConversionError where the runtime has no kernel for an operator that litert-torch wrote."""
+    try:
+        calibrate.loaded(content)
+    except (RuntimeError, ValueError) as error:
+        found = re.search(r"builtin opcode '(\w+)'|custom op: (\w+)", str(error))
+        lacks = f"LiteRT has no operator {found[1] or found[2]}" if found else " ".join(str(error).split())
+        raise ConversionError(f"the file that litert-torch makes does not run: {lacks}") from error
 
 
 def _calibrated(

@@ -251,11 +251,12 @@ def _convert_one(source: "Source", variant: Variant, images_NHWC: Pixels, out: P
             measured = parity(reference, target.predict(artifact, images_NHWC))
         except ValueError as error:
             raise ConversionError(f"{variant.name} is broken: {error}") from error
-        why: tuple[str, ...] = ()
-        if measured.broken(variant.precision):
+        faults: tuple[str, ...] = ()
+        if why := measured.broken(variant.precision):
             silent = faint(reference)
-            why = (silent,) if silent else _guilty(source, artifact, variant, images_NHWC)
-        artifact = replace(artifact, parity=measured, path=path, notes=(*artifact.notes, *why))
+            guilty = (silent,) if silent else _guilty(source, artifact, variant, images_NHWC)
+            faults = (f"broken: {why}", *guilty)
+        artifact = replace(artifact, parity=measured, path=path, notes=(*artifact.notes, *faults))
         files.write_json(description, encode(artifact))
     files.remove(artifacts.unfinished(path))
     return artifact

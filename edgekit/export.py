@@ -46,12 +46,16 @@ class PixelClassifier(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrationImages:
-    """Images, their record and their *ids*; of each class that they lack, the id of one image of the split."""
+    """Images, their record and their *ids*; of each class that they lack, the id of one image of the split.
+
+    *absent*: the model's classes of which the split has no image, where its folders are named as classes are.
+    """
 
     pixels_NHWC: Pixels
     record: Calibration
     ids: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,8 +181,13 @@ def remembered(memo: dict[str, Any], key: str, make: Callable[[], T]) -> T:
     return value
 
 
-def calibration_images(split: Split, spec: CalibrationSpec) -> CalibrationImages:
-    """A seeded choice of the split's images, all of them where it has fewer."""
+def calibration_images(
+    split: Split, spec: CalibrationSpec, classes: tuple[str, ...] = (), labels: tuple[str, ...] = ()
+) -> CalibrationImages:
+    """A seeded choice of the split's images, all of them where it has fewer.
+
+    *classes* are the split's, *labels* the model's. Images of other things may calibrate, too.
+    """
     order = np.random.default_rng(spec.seed).permutation(len(split))[: spec.images]
     chosen = split.take([int(index) for index in sorted(order)])
     record = Calibration(
@@ -190,7 +199,10 @@ def calibration_images(split: Split, spec: CalibrationSpec) -> CalibrationImages
     )
     examples = dict(zip(reversed(split.labels), reversed(split.ids), strict=True))  # the first of each class
     lacking = tuple(examples[label] for label in sorted(examples.keys() - set(chosen.labels)))
-    return CalibrationImages(pixels_NHWC=chosen.read(), record=record, ids=chosen.ids, lacking=lacking)
+    absent = tuple(name for name in labels if name not in classes) if set(classes) & set(labels) else ()
+    return CalibrationImages(
+        pixels_NHWC=chosen.read(), record=record, ids=chosen.ids, lacking=lacking, absent=absent
+    )
 
 
 def labelled(split: Split, classes: tuple[str, ...], labels: tuple[str, ...]) -> Labelled:

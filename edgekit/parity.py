@@ -42,8 +42,8 @@ def parity(reference_NK: npt.NDArray[np.float32], logits_NK: npt.NDArray[np.floa
     if reference_NK.shape != logits_NK.shape:
         raise ValueError(f"the file gives logits of shape {logits_NK.shape}, the model {reference_NK.shape}")
     for name, logits in (("model", reference_NK), ("file", logits_NK)):
-        if not np.isfinite(logits).all():
-            raise ValueError(f"the {name} gives NaN or infinite logits")
+        if bad := int((~np.isfinite(logits)).any(1).sum()):
+            raise ValueError(f"the {name} gives NaN or infinite logits for {bad} of {len(logits)} images")
     return Parity(
         images=len(reference_NK),
         sqnr_db=round(sqnr_db(reference_NK, logits_NK), 2),

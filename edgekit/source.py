@@ -83,7 +83,7 @@ def find(
         given = data.evaluation(ranges, source.preprocess, "train", confirm=confirm)
         source = replace(
             source,
-            calibrate=partial(calibration_images, given.split),
+            calibrate=partial(calibration_images, given.split, classes=given.classes, labels=source.labels),
             lessons=partial(lessons, given.split, given.classes, source.labels),
         )
     return replace(found, source=source)

@@ -388,6 +388,9 @@ def test_doubts_come_with_numbers() -> None:
         "the calibration images show nothing of 7 of the classes: those of ant/1.jpg, bee/1.jpg, cat/1.jpg, "
         "dog/1.jpg, elk/1.jpg and 2 more",
     )
+    assert calibrate.doubts(given(pictures(300), absent=("ant", "bee"))) == (
+        "there is no calibration image of 2 of the model's classes: ant, bee",
+    )
 
 
 def test_classes_that_the_choice_lacks_are_known() -> None:
@@ -397,4 +400,8 @@ def test_classes_that_the_choice_lacks_are_known() -> None:
     found = calibration_images(split, CalibrationSpec(images=8))
     assert found.lacking == ("b/30.jpg",)
     assert len(found.ids) == 8
-    assert calibration_images(split, CalibrationSpec(images=62)).lacking == ()
+    whole = CalibrationSpec(images=62)
+    assert calibration_images(split, whole).lacking == ()
+    found = calibration_images(split, whole, classes=("a", "b", "c"), labels=("a", "b", "c", "d", "e"))
+    assert (found.lacking, found.absent) == ((), ("d", "e"))
+    assert calibration_images(split, whole, classes=("x", "y", "z"), labels=("a", "b")).absent == ()

@@ -525,6 +525,15 @@ class Odd(nn.Module):
         return found
 
 
+class Choosing(nn.Module):
+    """Takes one way or another by what the image holds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return x
+        return -x
+
+
 class Soft(nn.Module):
     """With an operator that litert-torch knows, and we do not."""
 
@@ -553,6 +562,22 @@ def test_an_unknown_operator_is_named_with_its_place() -> None:
     assert (error.operator, error.module) == ("aten.special_bessel_j0", "model.odd")
     assert re.search(r"test_lower\.py, line \d+: return self\.function\(x\)", error.source)
     assert "\n" not in str(error)
+
+
+def test_an_operator_inside_of_torchs_own_module_is_named_by_its_class() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Flatten())
+    with pytest.raises(UnknownOperator) as caught:
+        lower(with_network(network).model, (1, SIDE, SIDE, 3))
+    assert caught.value.module == "model.1"
+    assert caught.value.source == " (torch.nn.modules.normalization.GroupNorm)"  # no line of edgekit's own
+
+
+def test_what_torch_export_cannot_trace_is_named_with_its_place() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), Choosing(), nn.Flatten())
+    place = r"data-dependent.* in module model\.1 \(.*test_lower\.py, line \d+: if x\.sum\(\) > 0:\); write it so"
+    with pytest.raises(ConversionError, match=place) as caught:
+        lower(with_network(network).model, (1, SIDE, SIDE, 3))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -606,6 +631,17 @@ def test_what_nobody_knows_is_named_with_its_place() -> None:
         ConversionError, match=r"cannot convert this model: .*bessel_j0.*in module model\.odd .*line"
     ):
         tflite._lower(with_network(Odd()))
+
+
+@pytest.mark.slow
+def test_what_litert_torch_writes_and_the_runtime_lacks_is_named_with_its_place() -> None:
+    tflite = plugins.load("converters", "tflite")
+    sorting = nn.Sequential(nn.Flatten(), Of(lambda x: torch.sort(x, dim=1)[0]), nn.Linear(SIDE * SIDE * 3, 10))
+    with pytest.raises(
+        ConversionError,
+        match=r"LiteRT has no operator STABLEHLO_SORT; .*aten\.sort in module model\.1 .*, line \d+",
+    ):
+        tflite._lower(with_network(sorting))
 
 
 # --- precisions -----------------------------------------------------------------------------------

@@ -122,7 +122,8 @@ def test_a_broken_file_names_the_guilty(large_weights: Case, sound: Case) -> Non
     broken = large_weights.made("int8")
     assert broken.parity is not None
     assert broken.parity.broken("int8").startswith("top-1 agrees with the float model on ")
-    [note] = broken.notes
+    said, note = broken.notes
+    assert said == f"broken: {broken.parity.broken('int8')}"
     assert note.startswith("guilty, by the error that each layer adds: model.6 (3.")
     assert sound.made("int8").notes == ()
 

@@ -7,7 +7,7 @@
 from edgekit.calibrate.choose import Chosen, Ranges, by_rule, by_rules, choose, divergence, per_tensor
 from edgekit.calibrate.histogram import Histogram
 from edgekit.calibrate.images import doubts
-from edgekit.calibrate.observe import Observed, logits, observe
+from edgekit.calibrate.observe import Observed, loaded, logits, observe
 from edgekit.calibrate.ranges import RULES, Range, error
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "divergence",
     "doubts",
     "error",
+    "loaded",
     "logits",
     "observe",
     "per_tensor",

@@ -32,13 +32,20 @@ def doubts(images: "CalibrationImages") -> tuple[str, ...]:
         found.append(f"calibrated on {count} images only: with fewer than {ENOUGH} ranges are uncertain")
     if plain := _plain(images.pixels_NHWC):
         found.append(f"{plain} of {count} calibration images are of one colour")
-    if lacking := images.lacking:
-        more = f" and {len(lacking) - NAMED} more" if len(lacking) > NAMED else ""
+    if images.lacking:
         found.append(
-            f"the calibration images show nothing of {len(lacking)} of the classes: those of "
-            f"{', '.join(lacking[:NAMED])}{more}"
+            f"the calibration images show nothing of {len(images.lacking)} of the classes: those of "
+            f"{_first(images.lacking)}"
         )
+    if images.absent:
+        absent = len(images.absent)
+        found.append(f"there is no calibration image of {absent} of the model's classes: {_first(images.absent)}")
     return tuple(found)
+
+
+def _first(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"
 
 
 def _plain(pixels_NHWC: Pixels) -> int:

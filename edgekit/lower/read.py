@@ -7,7 +7,6 @@ and not five, and exporting costs half a second. What decomposing would bring, w
 import operator
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from edgekit.errors import ConversionError
-from edgekit.lower import shapes
+from edgekit.lower import blame, shapes
 from edgekit.lower.aten import OPERATORS, PARTS, SAME_TENSOR, VIEWS
 from edgekit.lower.emit import NHWC, Emitter, Unsupported, Value, plain
 from edgekit.lower.graph import Graph
@@ -207,10 +206,21 @@ def _module(node: fx.Node) -> str:
     return next((str(path) for path, kind in reversed(stack.values())), "")
 
 
+def _kind(node: fx.Node) -> str:
+    """The class of the innermost module that the node is in."""
+    stack = node.meta.get("nn_module_stack") or {}
+    found = next((kind for _, kind in reversed(stack.values())), "")
+    return found if isinstance(found, str) else f"{found.__module__}.{found.__qualname__}"
+
+
 def _unknown(node: fx.Node, name: str, why: str) -> UnknownOperator:
-    """The error, with the line of the model's code: the last one outside torch, where there is one."""
-    frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
-    torchs = Path(torch.__file__).parent
-    frames = [frame for frame in frames if torchs not in Path(frame["file"]).parents] or frames
-    source = " ({file}, line {line}: {text})".format(**frames[-1].groupdict()) if frames else ""
-    return UnknownOperator(name, why, _module(node), source)
+    """The error, with the line of the model's code: the last one outside torch, or the module's class."""
+    frames = [
+        found for found in _FRAME.finditer(node.meta.get("stack_trace") or "") if blame.is_users(found["file"])
+    ]
+    if frames:
+        return UnknownOperator(
+            name, why, _module(node), " ({file}, line {line}: {text})".format(**frames[-1].groupdict())
+        )
+    kind = _kind(node)
+    return UnknownOperator(name, why, _module(node), f" ({kind})" if kind else "")

@@ -206,7 +206,7 @@ def _doubts(group: Group) -> str:
             doubts.append(row.incomparable)
         if row.result and row.result.cooling:
             doubts.append(cooling_words(row.result.cooling))
-        doubts += row.artifact.notes
+        doubts += (note for note in row.artifact.notes if note not in doubts)
         items += [f'<li><b class="name">{escape(row.name)}</b> {escape(sentence(doubt))}</li>' for doubt in doubts]
     return f'<h3>Doubts and notes</h3>\n<ul class="doubts">{"".join(items)}</ul>' if items else ""
 
