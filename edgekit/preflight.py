@@ -8,7 +8,7 @@ from typing import Any
 
 from edgekit import units
 from edgekit.errors import DeviceError
-from edgekit.transport import Transport, output
+from edgekit.transport import Transport, check
 
 FOLDER = "~/.edgekit"
 NEEDED_FREE_BYTES = 300_000_000  # a runtime takes 150 MB, a model and its images the rest
@@ -113,7 +113,16 @@ def read(transport: Transport, folder: str = FOLDER, python: str = "") -> Facts:
     script = (
         SCRIPT.replace("FOLDER", place).replace("NAMES", names).replace("RUNTIME", RUNTIME).replace("BOOTID", BOOT)
     )
-    text = output(transport, script.replace("PYTHON", shlex.quote(PYTHON.strip())), limit_s=60.0)
+    lines: list[bytes] = []
+    command = script.replace("PYTHON", shlex.quote(PYTHON.strip()))
+    ended = transport.run(command, limit_s=60.0, feed=lines.append)
+    text = b"".join(lines).decode(errors="replace")
+    if ended.status and "home " not in text:  # as /usr/sbin/nologin does
+        words = [*ended.stderr.strip().splitlines(), *text.strip().splitlines()] or [f"status {ended.status}"]
+        raise DeviceError(
+            f"{transport.address}: no commands run there for this user: {words[-1].rstrip('.')}; name another one"
+        )
+    check(transport, "what it is and has", ended)
     found: dict[str, str] = {}
     pythons: dict[str, Python] = {}
     for line in text.splitlines():  # a login shell may have greeted
@@ -163,7 +172,7 @@ def faults(facts: Facts) -> list[str]:
     elif not facts.executable and facts.system == "Linux":
         # Wheels hold libraries, which are not loaded from a noexec mount either.
         found.append(f"nothing can be executed in {facts.folder} (mounted noexec?): ADDRESS?folder=/path")
-    if facts.free_bytes is not None and facts.free_bytes < NEEDED_FREE_BYTES:
+    elif facts.free_bytes is not None and facts.free_bytes < NEEDED_FREE_BYTES:
         found.append(
             f"{units.size(facts.free_bytes)} are free in {facts.folder}, and {units.size(NEEDED_FREE_BYTES)} are "
             "needed: make room, or ADDRESS?folder=/path"

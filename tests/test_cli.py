@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from edgekit import artifact as artifacts
 from edgekit.cli import COMMANDS, main
+from tests import tiny_models
 
 ROOT = Path(__file__).parent.parent
 
@@ -121,6 +123,7 @@ BAD = [
     (("convert", "empty", "--target", "onnx"), 1, "neither a run nor a checkpoint", ""),
     (("bench", "missing.tflite"), 1, "no such file: missing.tflite", ""),
     (("bench", "lonely.tflite"), 1, "has no sidecar lonely.tflite.json", "--preprocess"),
+    (("bench", "empty"), 2, "empty is neither a run nor a folder of files that edgekit made", ""),
     (("bench", "lonely.tflite", "--preprocess", "0to2"), 1, "not a TFLite model", ""),
     (
         ("bench", "lonely.tflite", "--split", "val"),
@@ -304,3 +307,12 @@ def test_images_without_class_folders(capsys: pytest.CaptureFixture[str]) -> Non
     assert told.status == 1
     assert "holds 3 images" in told.err
     assert "no class folders" in told.err
+
+
+def test_bench_takes_a_folder_of_files(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("made").mkdir()
+    for name in ("a", "b"):
+        artifacts.write_sidecar(tiny_models.tflite(Path("made", f"{name}.tflite")))
+    told = Told(capsys, "bench", "made", "--quick", "--device", "fake://pi5", "--out", "results")
+    assert told.status == 0
+    assert sorted(path.name for path in Path("results").glob("*.json")) == ["a.json", "b.json"]

@@ -4,12 +4,14 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgekit import preflight, runtimes
 from edgekit.errors import DeviceError
 from edgekit.preflight import Facts, Python
+from edgekit.transport import Ended, Feed, ignore
 from edgekit.transport.local import LocalTransport
 
 
@@ -137,3 +139,22 @@ def test_what_setup_left_stands_or_is_set_up_anew(
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"python": "/usr/bin/python3"}'])
 def test_a_damaged_note_of_setup_is_none(text: str) -> None:
     assert preflight._runtime(text, ["0123"], ()) == {}
+
+
+class Closed(LocalTransport):
+    """As a user whose shell is /usr/sbin/nologin sees it."""
+
+    def run(self, command: str, *, limit_s: float, feed: Feed = ignore, **options: Any) -> Ended:
+        feed(b"This account is currently not available.\n")
+        return Ended(status=1, stderr="Could not chdir to home directory /nonexistent: No such file or directory")
+
+
+def test_a_user_whose_shell_runs_nothing() -> None:
+    said = r"no commands run there for this user: This account is currently not available; name another one$"
+    with pytest.raises(DeviceError, match=said):
+        preflight.read(Closed())
+
+
+def test_a_folder_that_cannot_be_written_is_one_fault() -> None:
+    [fault] = preflight.faults(replace(PI5, writable=False, executable=False, free_bytes=0))
+    assert "cannot be written" in fault

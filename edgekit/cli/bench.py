@@ -47,7 +47,9 @@ RESUMES = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artifacts", nargs="+", type=Path, metavar="ARTIFACT", help="model files or run folders")
+    parser.add_argument(
+        "artifacts", nargs="+", type=Path, metavar="ARTIFACT", help="model files, folders of them, or run folders"
+    )
     parser.add_argument(
         "--device",
         action="append",
@@ -272,6 +274,10 @@ def _artifacts(args: argparse.Namespace) -> "tuple[list[Artifact], bool]":
     for path in args.artifacts:
         if runs.is_run(path):
             whole, found = True, [*found, *runs.read_artifacts(path / "artifacts")]
+        elif path.is_dir() and path.suffix != ".mlpackage":
+            if not (inside := runs.read_artifacts(path)):
+                raise UsageError(f"{path} is neither a run nor a folder of files that edgekit made")
+            whole, found = True, [*found, *inside]
         elif args.preprocess and not artifacts.sidecar(path).is_file():
             found.append(foreign(path, lambda h, w: read_preprocess(args.preprocess, h, w), _labels(args)))
         else:

@@ -91,7 +91,8 @@ def check(transport: Transport, command: str, ended: Ended) -> None:
     """Raise DeviceError for a command that failed."""
     if ended.status:
         words = ended.stderr.strip().splitlines() or [f"status {ended.status}"]
-        shown = command if len(command) <= 60 else f"{command[:57]}..."
+        line = " ".join(command.split())
+        shown = line if len(line) <= 60 else f"{line[:57]}..."
         raise DeviceError(f"{transport.address}: `{shown}` failed there: {words[-1]}")
 
 

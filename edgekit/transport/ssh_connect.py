@@ -133,7 +133,8 @@ async def _connection(target: Target, before: list[Any]) -> Any:
             raise LinkLost(
                 f"{where}no way leads there: is it on, and in this network? try: ping {target.host}"
             ) from error
-        raise LinkLost(f"{where}no connection: {str(error) or type(error).__name__}") from error
+        why = str(error) or type(error).__name__
+        raise LinkLost(f"{where}no connection: {why}; is that SSH's port? try: {target.command}") from error
 
 
 def _ciphers(configured: Sequence[bytes]) -> list[str]:
