@@ -1,6 +1,7 @@
 """TFLite through our own lowering and ai-edge-quantizer. Raw uint8 NHWC pixels in, float logits out."""
 
 import json
+import re
 import tempfile
 from dataclasses import replace
 from importlib.metadata import version
