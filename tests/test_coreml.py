@@ -373,6 +373,23 @@ def test_int8_needs_images(tmp_path: Path) -> None:
         )
 
 
+def test_logits_that_fp16_does_not_hold_are_told(tmp_path: Path) -> None:
+    """Of an untrained network that somebody else made: its file gives zeros."""
+    dense = nn.Linear(192, 6, bias=False)
+    with torch.no_grad():
+        dense.weight.mul_(1e-9)
+    small = Preprocess(height=8, width=8)
+    model = PixelClassifier(nn.Sequential(nn.Flatten(), dense), small).eval()
+    origin = ExportSource(model=model, preprocess=small, labels=LABELS)
+    [one] = convert.convert(
+        origin, [Variant(target="coreml", precision="fp16")], patches(8, small, seed=3), tmp_path, silent
+    )
+    assert one.parity is not None
+    assert one.parity.sqnr_db == 0
+    [note] = [note for note in one.notes if note.startswith("the float model's own logits are at most ")]
+    assert note.endswith("parity tells nothing before it is trained")
+
+
 def test_weights_without_images_are_judged_on_noise(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 6))
     small = Preprocess(height=8, width=8)

@@ -3,9 +3,11 @@
 No Mac and no iPhone were there: this shows that our side of it works, and what it says when something is missing.
 """
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from edgekit.operators import Placed
 from edgekit.preprocess import Preprocess
 from edgekit.quiet import quiet as silently
 from edgekit.recipe import Variant
-from tests.ssh_servers import Server, serving
+from tests.ssh_servers import Server, serving, tools
 from tests.test_devices import agents_left, quiet
 from tests.test_mac import COUNT, LABELS, PIXELS, TRUTH, WEIGHTS, job_of, mac
 
@@ -177,6 +179,39 @@ def test_a_package_as_tensors_gives_the_same(tmp_path: Path, artifact: Artifact)
     plain, whole = mil.reference(tmp_path / "plain.mlpackage"), mil.reference(artifact.path)
     assert torch.equal(plain.logits(images), whole.logits(images))
     assert plain.logits(images).argmax(1).tolist() == list(TRUTH)
+
+
+def test_coremltools_has_what_the_agent_calls(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real one, as far as it goes without a Mac: the names are experimental, and the stand-in claims them."""
+    with silently():
+        from coremltools.models.ml_program.experimental import async_wrapper, remote_device
+
+    home.mkdir(exist_ok=True)
+    put(home, phone(), phone(udid="away", state="disconnected"))
+    monkeypatch.setenv("PATH", tools(tmp_path / "bin", **XCODE))
+    first, second = remote_device.Device.get_devices()
+    assert (first.udid, first.name, first.developer_mode_state) == (UDID, "Ada's iPhone", "enabled")
+    assert first.state == remote_device.DeviceState.CONNECTED != second.state
+    signing = remote_device.AppSigningCredentials(development_team=TEAM, bundle_identifier="com.x")
+    assert signing.provisioning_profile_uuid is None
+    taken = {
+        remote_device.Device.prepare_for_model_debugging: ["credentials", "working_directory"],
+        async_wrapper.MLModelAsyncWrapper.from_spec_or_path: [
+            "spec_or_path",
+            "weights_dir",
+            "compute_units",
+            "device",
+        ],
+        async_wrapper.RemoteMLModelAsyncWrapper.predict: ["inputs"],
+        async_wrapper.RemoteMLModelAsyncWrapper.load: [],
+        async_wrapper.RemoteMLModelAsyncWrapper.retrieve_compute_plan: [],
+    }
+    for function, names in taken.items():
+        assert set(names) <= signature(function).parameters.keys(), function
+    for name in ("load_duration_in_nano_seconds", "last_predict_duration_in_nano_seconds"):
+        assert isinstance(getattr(async_wrapper.RemoteMLModelAsyncWrapper, name), property)
+    with pytest.raises(ValueError, match="State must be CONNECTED"):
+        asyncio.run(second.prepare_for_model_debugging(signing, tmp_path))
 
 
 def test_a_package_that_the_app_could_not_run_is_refused(tmp_path: Path, artifact: Artifact) -> None:
