@@ -11,22 +11,28 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit import convert, flatbuffer, models, recipe, sparse
+from edgekit import artifact, checkpoint, convert, flatbuffer, models, pipeline, recipe, sparse
 from edgekit.cli import main
 from edgekit.errors import ConversionError, RecipeError, UsageError
 from edgekit.export import PixelClassifier
 from edgekit.lower import lower
+from edgekit.operators import Cost, Profile
 from edgekit.preprocess import preset
 from edgekit.prunespec import PruneSpec
 from edgekit.qat.learn import _zeros
 from edgekit.qat.network import Network
 from edgekit.recipe import ModelSpec
+from edgekit.report import as_text, compare
+from edgekit.result import Result
+from edgekit.runs import Run
 from edgekit.train.accelerator import choose
 from edgekit.train.learner import Learner
 from edgekit.train.zeros import Zeros, left_out, share
 from edgekit.trainspec import SparsifySpec, TrainSpec
 from tests.emulated import PYTHON, environment, needs_arm64
-from tests.test_pipeline import ROOT, SMALL
+from tests.report_samples import result
+from tests.test_pipeline import ROOT, SMALL, Silent
+from tests.test_prune_run import photos
 
 SIDE = 64
 SPEC = SparsifySpec(share=0.75, every=2)
@@ -261,3 +267,53 @@ def test_the_verdict_is_what_the_arm64_runtime_does(tmp_path: Path) -> None:
         assert ("SPMM" in " ".join(told["operators"])) == cases[name][1], (name, told["operators"])
         assert "SPMM" not in " ".join(found[str(dense)]["operators"])
         np.testing.assert_allclose(told["answer"], found[str(dense)]["answer"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_makes_a_sparse_network_and_its_file(tmp_path: Path) -> None:
+    """Of the epochs only those count that are as sparse as was asked for, whatever their top-1."""
+    text = SMALL.format(epochs=2, seconds=0.2).partition("[[variant]]")[0].replace("width = 0.1", "width = 0.2")
+    (tmp_path / "small.toml").write_text(
+        f'{text}[[prune]]\nsparsity = 0.75\nepochs = 4\n[[variant]]\ntarget = "tflite"\nprecision = "sparse"\n'
+        '[[variant]]\ntarget = "tflite"\nprecision = "int8-qat"\nqat = { epochs = 1 }\n'
+    )
+    out = tmp_path / "out"
+    pipeline.run(str(tmp_path / "small.toml"), data=photos(tmp_path), listener=Silent(), out=out, until="convert")
+    made = checkpoint.read(Run(folder=out).checkpoint)
+    assert share(models.restore(made)) == pytest.approx(0.75, abs=5e-3)
+    rows = [json.loads(line) for line in (out / "prune/1/train/metrics.jsonl").read_text().splitlines()]
+    assert [row["sparse"] for row in rows] == [0, 1, 1, 1]
+    assert made.metrics["epoch"] >= 2
+    thin = artifact.read(out / "artifacts/tflite-sparse.tflite")
+    assert thin.parity is not None
+    assert thin.parity.sqnr_db > 100
+    with flatbuffer.reading(thin.path) as model:
+        none, size = sparse.zeros(model)
+        assert none / size == pytest.approx(0.75, abs=5e-3)
+    with flatbuffer.reading(out / "artifacts/tflite-int8-qat.tflite") as model:
+        graph, kinds = model.subgraphs[0], flatbuffer.schema().TensorType
+        weights = [
+            np.asarray(model.buffers[one.buffer].data).view(np.int8)
+            for one in graph.tensors
+            if one.type == kinds.INT8 and len(one.shape) == 4 and [*one.shape[1:3]] == [1, 1] and one.shape[0] > 1
+            if model.buffers[one.buffer].data is not None
+        ]
+    assert len(weights) > 20
+    assert all(np.mean(one == 0) >= 0.74 for one in weights)
+
+
+def test_the_comparison_says_whether_zeros_paid() -> None:
+    def of(precision: str, p50_ms: float, place: int) -> Result:
+        found = result("tflite", precision, p50_ms, 7, first=place, seed=place)
+        ran = "Convolution (NCHW, F32) SPMM" if precision == "sparse" else "Fully Connected (NC, F32) GEMM"
+        profile = Profile(
+            runs=3, total_us=1e3, costs=(Cost(operator=ran, layer="one", delegated=True, mean_us=1e3),)
+        )
+        return replace(found, artifact=replace(found.artifact, parent="the same"), profile=profile)
+
+    def told(sparse_ms: float) -> str:
+        return as_text(compare([of("fp32", 0.4, 0), of("sparse", sparse_ms, 1)]))
+
+    fast = " ".join(told(0.2).split())
+    assert "1 of 1 operators ran as sparse kernels; it paid: 2.00x faster" in fast
+    assert "it did not pay: 2.00x slower" in " ".join(told(0.8).split())
