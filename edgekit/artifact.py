@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from edgekit import files
 from edgekit.errors import ArtifactError
 from edgekit.preprocess import Preprocess
-from edgekit.schema import SchemaError, decode, encode
+from edgekit.schema import Between, SchemaError, decode, encode
 
 FORMAT = 1
 FLOAT_PRECISIONS = ("fp32", "sparse", "fp16")
@@ -123,7 +123,7 @@ class Artifact:
     input_is: Literal["pixels", "normalized"] = "pixels"
     labels: tuple[str, ...]
     preprocess: Preprocess
-    size_bytes: int
+    size_bytes: Annotated[int, Between(1)]
     sha256: str
     parent: str = ""  # hash of the checkpoint it was made from
     tools: dict[str, str] = field(default_factory=dict)

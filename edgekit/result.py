@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,10 @@ from edgekit.integers import integers
 from edgekit.measure import Cooling, Measurement, Telemetry, Validity, judge
 from edgekit.operators import Delegation, Placed, Profile
 from edgekit.processor import Cluster
-from edgekit.schema import SchemaError, decode, encode
+from edgekit.schema import Between, SchemaError, decode, encode
 
 FORMAT = 1
+MOST_CLASSES = 1_000_000  # more is no classifier, but a damaged file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,12 +51,14 @@ class DeviceInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    threads: int
+    threads: Annotated[int, Between(1)]
     runtime: str
     runtime_version: str
     delegate: str
     input: str  # what the latency was measured on: the name of the data, or "noise"
-    sustained_min: float = 0.0  # minutes without a pause; 0 for blocks in turn with others
+    sustained_min: Annotated[float, Between(0, 1440)] = (
+        0.0  # minutes without a pause; 0 for blocks in turn with others
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +78,8 @@ class Predictions:
             raise ValueError(f"k is {self.k}; it must be at least 1")
         if np.min(self.top, initial=0) < 0 or np.min(self.truth, initial=0) < 0:
             raise ValueError("a class index is negative")
+        if max(np.max(self.top, initial=0), np.max(self.truth, initial=0)) > MOST_CLASSES:
+            raise ValueError(f"a class index is beyond {MOST_CLASSES:,}")
         if len(self.top) != self.k * len(self.truth):
             raise ValueError(f"{len(self.top)} predictions for {len(self.truth)} images of {self.k}")
 
@@ -126,7 +132,7 @@ def read(path: Path) -> Result:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ResultError(f"no such result: {path}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ResultError(f"{path} is damaged: {error}; run the benchmark again") from error
     found = value.get("format") if isinstance(value, dict) else None
     if found != FORMAT:

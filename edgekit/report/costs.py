@@ -23,7 +23,8 @@ def as_lines(comparison: Comparison) -> list[str]:
 
 
 def _profiled(rows: Sequence[Row]) -> list[tuple[Row, Profile]]:
-    return [(row, row.result.profile) for row in rows if row.result and row.result.profile]
+    found = [(row, row.result.profile) for row in rows if row.result and row.result.profile]
+    return [(row, profile) for row, profile in found if profile.costs or profile.absent]
 
 
 def _lines(row: Row, profile: Profile, where: str) -> list[str]:

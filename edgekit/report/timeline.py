@@ -136,6 +136,7 @@ def _draw(panel: Panel, top: int, minutes: float, slowed: Points, *, axis: bool)
     least, most = max(0.0, min(values) - pad), max(values) + pad
     if panel.lines[0].high:  # a lone outlier must not flatten the line
         most = min(most, TALLEST * max(value for line in panel.lines for _, value in line.points))
+    most = max(most, least + pad)
     bottom, right = top + panel.height, WIDTH - RIGHT
 
     def x(minute: float) -> float:
