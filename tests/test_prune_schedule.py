@@ -224,7 +224,7 @@ def test_the_command_prunes_and_says_what_is_left(
     ("words", "fault"),
     [
         (["net", "--keep-macs", "1.5"], "expected a share between 0 and 1"),
-        (["net"], "one of the arguments --keep-macs --keep-latency is required"),
+        (["net"], "give --keep-macs 0.5, --keep-latency 0.6 or --sparsity 0.7"),
         (["net", "--keep-macs", "0.5", "--device", "local"], "--device is where --keep-latency is measured"),
         (["missing", "--keep-macs", "0.5"], "unknown model 'missing'"),
         (["net", "--keep-macs", "0.5"], "training needs images"),
