@@ -205,7 +205,7 @@ class Pipeline:
         )
         stage.measure(made, addresses)
 
-    def compare(self, *, allow_invalid: bool = False) -> Comparison:
+    def compare(self, *, allow_invalid: bool = False, command: str = "") -> Comparison:
         found, made = runs.collect([self.run.folder])
         spec = self.recipe.report
         budget = report.Budget(
@@ -217,7 +217,9 @@ class Pipeline:
         title = spec.title or self.recipe.description or self.run.folder.name
         trained = checkpoint.read(self.pruning.checkpoint)
         provenance = {
-            "Recipe": str(self.run.folder / runs.RECIPE),
+            "Run": str(self.run.folder),
+            "Command": command,
+            "Recipe": runs.recipe_text(self.run.folder),
             "Model": f"{trained.model.name}, width {trained.model.width:g}",
             "Data": trained.provenance.get("dataset", self.source),
             "Float model in training": _accuracy(trained),
@@ -243,11 +245,12 @@ def run(
     may_resume: bool = True,
     group: Group = ALONE,
     method: Method = PLAIN,
+    command: str = "",
 ) -> tuple[Run, Comparison | None]:
     """Run a recipe up to the stage *until*; the comparison when it got there.
 
     *name* is a shipped recipe or a path; with *text* (TOML) it only names the run. *force* redoes stages. Of a
-    *group* of processes all train, and the main one does the rest.
+    *group* of processes all train, and the main one does the rest. *command*: what the user typed, for the page.
     Interrupted, the same call goes on where it stopped. Raises RecipeError, UsageError and what stages raise.
     """
     for stage in (until, *force):
@@ -283,7 +286,7 @@ def run(
         pipeline.bench(made, addresses, method)
         if until == "bench":
             return folder, None
-        return folder, pipeline.compare(allow_invalid=allow_invalid)
+        return folder, pipeline.compare(allow_invalid=allow_invalid, command=command)
 
 
 def over_budget(run: Run) -> list[Artifact]:

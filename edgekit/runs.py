@@ -175,6 +175,12 @@ def is_run(path: Path) -> bool:
     return (path / STATE).is_file()
 
 
+def recipe_text(path: Path) -> str:
+    """The recipe that a run followed, as it was written; empty where it followed none."""
+    file = path / RECIPE
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
 def read_artifacts(folder: Path) -> list[Artifact]:
     """Every artifact in *folder* that has a sidecar, sorted by name. Raises ArtifactError for a damaged one."""
     if not folder.is_dir():

@@ -154,6 +154,7 @@ def test_the_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     text = out.read_text()
     assert text.count('src="data:image/png') == 2
     assert "Shown are 2, of each sort in proportion." in text
+    assert f"<dt>Command</dt><dd>edgekit compare {folder} --html {out} --flips 2 --data {photos}</dd>" in text
     assert main(["compare", str(folder), "--html", str(out)]) == 0
     assert "data:image/png" not in out.read_text(), "pictures are in the page only where they are asked for"
     capsys.readouterr()

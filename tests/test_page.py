@@ -126,6 +126,14 @@ def test_the_table_reads_without_scripts() -> None:
     assert quickstart()[0][0].artifact.sha256 in text
 
 
+def test_a_long_value_of_the_provenance_is_folded_away() -> None:
+    recipe = "\n".join(f"line = {EVIL}{number}" for number in range(30))
+    source = page(compare(*quickstart()), title="x", provenance={"Recipe": recipe})
+    assert "<details><summary>30 lines</summary><pre>line = " in source
+    assert html.escape(f"{EVIL}29") in source
+    assert "<details><summary>2 lines" not in built()
+
+
 def test_every_setting_gets_its_own_section() -> None:
     results, artifacts = quickstart()
     source = page(compare([*results, result(threads=4)], artifacts), title="Two", provenance={})

@@ -149,10 +149,16 @@ def test_a_second_run_skips_what_is_done(finished: Run) -> None:
 def test_the_budget_of_the_recipe_decides_the_pick(finished: Run) -> None:
     path = finished.folder.parent / "budget.toml"
     path.write_text((finished.folder / "recipe.toml").read_text() + "[report]\nmax_size_bytes = 1000\n")
-    _, comparison = pipeline.run(str(path), listener=Silent(), out=finished.folder, allow_invalid=True)
+    _, comparison = pipeline.run(
+        str(path), listener=Silent(), out=finished.folder, allow_invalid=True, command="edgekit run budget.toml"
+    )
     assert comparison is not None
     assert "No ranked file meets the budget (at most 1 kB): the smallest is tflite-int8" in comparison.verdict
-    assert "meets the budget" in finished.report.read_text()
+    text = finished.report.read_text()
+    assert "meets the budget" in text
+    assert "What takes the space" in text
+    assert "<dd>edgekit run budget.toml</dd>" in text
+    assert "max_size_bytes = 1000" in text, "the recipe stands on the page"
 
 
 def test_force_redoes_one_stage(finished: Run) -> None:

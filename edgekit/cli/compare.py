@@ -91,7 +91,12 @@ def run(args: argparse.Namespace) -> int:
     extras = _extras(args, comparison, made) if args.html else None
     show(comparison, args.json, more={"gate": [encode(one) for one in checks]} if checks else None)
     if extras:
-        provenance = {"Results": ", ".join(map(str, args.results)), "edgekit": __version__}
+        provenance = {
+            "Results": ", ".join(map(str, args.results)),
+            "Command": args.typed,
+            **{f"Recipe of {path}": runs.recipe_text(path) for path in args.results if runs.is_run(path)},
+            "edgekit": __version__,
+        }
         report.write_page(comparison, args.html, title="Comparison", provenance=provenance, extras=extras)
     for path, written in ((args.csv, report.as_csv), (args.markdown, report.as_markdown)):
         if path:
@@ -139,10 +144,10 @@ def _flips(args: argparse.Namespace, comparison: "Comparison") -> "Flips":
 
 def _splits(source: str | None, folders: "list[Run]", preprocess: "Preprocess") -> "Iterator[Split]":
     """Whatever of the data may have been measured on, the likeliest first."""
-    from edgekit import data
+    from edgekit import data, runs
 
     confirm = Terminal().confirm
-    for run in folders:
+    for run in (one for one in folders if runs.recipe_text(one.folder)):
         state, spec = run.state(), run.recipe().data
         if state is not None and source in (None, state.source):
             yield data.held_out(spec, state.source, confirm=confirm)

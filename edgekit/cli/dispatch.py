@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -37,6 +38,7 @@ def dispatch(command: str, words: Sequence[str]) -> int:
         module.add_arguments(parser)
         parser.add_argument("--debug", action="store_true", help="show a traceback when something fails")
         args = parser.parse_args(words)
+        args.typed = shlex.join(("edgekit", command, *words))
         _check_outputs(args)
         status: int = module.run(args)
         sys.stdout.flush()

@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         force=args.force,
         allow_invalid=args.allow_invalid,
         method=Method(wait_s=wait_seconds(args.wait)),
+        command=args.typed,
     )
     over = pipeline.over_budget(folder) if args.until not in ("train", "prune") else []
     for artifact in over:

@@ -27,6 +27,7 @@ from edgekit.report.words import cooling_words, count, sentence
 from edgekit.report.zeros import zeros_words
 from edgekit.result import Result
 
+FOLDED = 8  # lines of a value from which on it is folded away
 DETAILED = 40  # files of a device at most are shown with all that is folded away
 LIBRARIES = (("d3", "d3.min.js"), ("plot", "plot.umd.min.js"))  # Plot finds d3 as a global: order matters
 
@@ -231,6 +232,8 @@ def _provenance(comparison: Comparison, provenance: Mapping[str, str]) -> str:
 
 
 def _value(value: str) -> str:
+    if (lines := value.strip().count("\n")) > FOLDED:
+        return f"<details><summary>{lines + 1} lines</summary><pre>{escape(value)}</pre></details>"
     return f"<pre>{escape(value)}</pre>" if "\n" in value else escape(value)
 
 
