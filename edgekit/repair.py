@@ -112,7 +112,8 @@ def repair(
             )
         )
         found = replace(found, weighed_by=weighed[0] if weighed else "")
-        best = _put(replace(made[place], repair=found, notes=(*made[place].notes, *_notes(found))), out)
+        notes = (*made[place].notes, *_notes(found), *_unmeasured(source.labels, held_out.truth))
+        best = _put(replace(made[place], repair=found, notes=notes), out)
     if last:
         files.remove(last.folder)
     return best
@@ -136,6 +137,15 @@ def _notes(found: Repair) -> tuple[str, ...]:
             f"{found.images} held-out images are few for a budget of {found.max_drop:g} points: one is {point:.2f}"
         )
     return tuple(notes)
+
+
+def _unmeasured(labels: tuple[str, ...], truth: Classes) -> tuple[str, ...]:
+    """A note on classes of which no held-out image tells what they lose."""
+    shown = {int(place) for place in truth}
+    names = [label for place, label in enumerate(labels) if place not in shown]
+    listed = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+    said = f"no held-out image of {len(names)} of {len(labels)} classes, whose loss is not known: {listed}"
+    return (said,) if names else ()
 
 
 def _put(artifact: Artifact, out: Path) -> Artifact:

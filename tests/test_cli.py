@@ -250,8 +250,11 @@ def test_doctor_says_what_is_here_and_how_to_get_the_rest(
         return whole(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setenv("PATH", "")
     told = Told(capsys, "doctor")
     assert told.status == 0
+    (line,) = [line for line in told.out.splitlines() if line.startswith("devices over adb")]
+    assert "sudo apt install adb" in line
     (line,) = [line for line in told.out.splitlines() if line.startswith("convert to coreml")]
     assert "missing" in line
     assert "pip install 'edgekit[coreml]'" in line

@@ -479,3 +479,10 @@ def test_a_run_ends_with_status_1_where_the_budget_is_not_met(
     printed, told = capsys.readouterr()
     assert "run: tflite-int8 loses 1.25 points of top-1, more than its max_drop of 0.5" in told
     assert "done up to convert" in printed
+
+
+def test_classes_that_were_not_measured_are_told() -> None:
+    seen = np.array([0, 2, 2], np.int64)
+    [note] = repair._unmeasured(("a", "b", "c", "d"), seen)
+    assert note == "no held-out image of 2 of 4 classes, whose loss is not known: b, d"
+    assert repair._unmeasured(("a", "b", "c"), np.arange(3)) == ()

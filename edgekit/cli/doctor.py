@@ -22,6 +22,9 @@ FEATURES = (
     ("devices over ssh", "ssh", ("asyncssh",)),
 )
 
+# Programs that are no packages: the feature, its program, and how to get it.
+PROGRAMS = (("devices over adb", "adb", "sudo apt install adb (macOS: brew install android-platform-tools)"),)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
@@ -30,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import platform
     from importlib.metadata import PackageNotFoundError, version
+    from shutil import which
 
     from edgekit import __version__
 
@@ -52,6 +56,10 @@ def run(args: argparse.Namespace) -> int:
                 "cure": cure if missing else "",
             }
         )
+    for feature, program, cure in PROGRAMS:
+        path = which(program) or ""
+        row = {"feature": feature, "state": "ok" if path else "missing", "packages": {program: path}}
+        rows.append({**row, "cure": "" if path else cure})
     machine = {
         "edgekit": __version__,
         "python": platform.python_version(),
