@@ -129,7 +129,7 @@ def write(result: Result, path: Path) -> None:
 def read(path: Path) -> Result:
     """The result in *path*. Raises ResultError for a missing, truncated or foreign file, or another format."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_bytes().decode("utf-8"))  # of a long file faster than to read it as text
     except FileNotFoundError as error:
         raise ResultError(f"no such result: {path}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -35,6 +35,7 @@ class Page:
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
+        self.call("Performance.enable", timeDomain="threadTicks")
 
     def call(self, method: str, **parameters: Any) -> Any:
         """What the browser answers; events that come before it are noted."""
@@ -86,6 +87,11 @@ class Page:
             self._next(120)
         self.eval("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
         return time.perf_counter() - begin
+
+    def busy_s(self) -> float:
+        """The seconds of the processor that the page's main thread has used since it was opened."""
+        told = {one["name"]: one["value"] for one in self.call("Performance.getMetrics")["metrics"]}
+        return float(told["TaskDuration"])
 
     def eval(self, code: str) -> Any:
         """The value of an expression; of a promise, what it becomes."""

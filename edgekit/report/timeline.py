@@ -86,7 +86,10 @@ def _sampled(result: Result) -> list[Line]:
     at_s, ms = seconds_and_ms(result)
     blocks = np.asarray(result.measurement.blocks)
     numbers = np.unique(blocks)
-    return [_line(at_s[of], ms[of], BINS // len(numbers)) for of in (blocks == number for number in numbers)]
+    return [
+        _line(at_s[of], ms[of], max(1, BINS // 2 // len(numbers)))
+        for of in (blocks == number for number in numbers)
+    ]
 
 
 def _line(at_s: Times, ms: Times, bins: int) -> Line:
