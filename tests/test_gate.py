@@ -83,6 +83,24 @@ def test_top1_fails_only_where_the_paired_test_says_so() -> None:
     )
 
 
+def test_a_file_that_edgekit_executed_has_an_accuracy_and_no_latency() -> None:
+    executed = result("coreml", "fp16", device=replace(DEVICE, reference=True))
+    worse = replace(executed, predictions=predictions(30))
+    assert only(gate([executed], [worse], [TOP1])).failed
+    # Beside a file that was timed, its latency is not asked for; alone there is none to judge.
+    timed_too = result()
+    found = gate([executed, timed_too], [worse, timed_too], [LATENCY, TOP1])
+    assert [(check.metric, check.failed) for check in found] == [
+        ("top1", True),
+        ("latency", False),
+        ("top1", False),
+    ]
+    with pytest.raises(
+        UsageError, match="no result tells latency: edgekit's execution of Core ML files gives accuracy"
+    ):
+        gate([executed], [worse], [LATENCY])
+
+
 def test_a_size_needs_no_test() -> None:
     old = result(size=1_000_000)
     assert only(gate([old], [result(size=1_030_000)], [SIZE])).failed
