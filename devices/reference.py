@@ -101,7 +101,7 @@ def _remembered(
     done(0.0)
     key = files.sha256_of([hashed(entry.artifact.path), hashed(entry.inputs), count, _code()])
     path = files.cache() / "reference" / f"{key[:32]}.json"
-    with suppress(OSError, ValueError):  # not there, or damaged: it is computed
+    with suppress(OSError, ValueError, TypeError):  # not there, or damaged: it is computed
         return tuple(int(one) for one in json.loads(path.read_text(encoding="utf-8")))
     top = _top(entry, count, done)
     with suppress(OSError):  # where nothing can be kept, the answer counts all the same

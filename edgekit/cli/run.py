@@ -52,12 +52,7 @@ def run(args: argparse.Namespace) -> int:
         command=args.typed,
     )
     over = pipeline.over_budget(folder) if args.until not in ("train", "prune") else []
-    for artifact in over:
-        assert artifact.repair is not None
-        terminal.say(
-            f"run: {artifact.name} loses {artifact.repair.drop:.2f} points of top-1, more than its max_drop of "
-            f"{artifact.repair.max_drop:g}"
-        )
+    terminal.say_over("run", over)
     status = 1 if over else 0
     if comparison is None:
         if args.json != STDOUT:

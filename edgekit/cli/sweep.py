@@ -104,12 +104,7 @@ def run(args: argparse.Namespace) -> int:
         method=Method(wait_s=wait_seconds(args.wait)),
     )
     over = pipeline.over_budget(folder) if args.until not in ("train", "prune") else []
-    for artifact in over:
-        assert artifact.repair is not None
-        terminal.say(
-            f"sweep: {artifact.name} loses {artifact.repair.drop:.2f} points of top-1, more than its max_drop of "
-            f"{artifact.repair.max_drop:g}"
-        )
+    terminal.say_over("sweep", over)
     more = {"sweep": str(folder.folder), "until": args.until, "networks": [_figures(one) for one in points]}
     if args.json != STDOUT and points:
         _print(points)

@@ -15,6 +15,7 @@ from edgekit.preprocess import PRESETS, Preprocess, preset
 from edgekit.schema import SchemaError, decode
 
 if TYPE_CHECKING:
+    from edgekit.artifact import Artifact
     from edgekit.report import Comparison
 
 STDOUT = "-"
@@ -28,6 +29,15 @@ class Terminal:
         from tqdm import tqdm
 
         tqdm.write(text, file=sys.stderr)
+
+    def say_over(self, stage: str, over: "Sequence[Artifact]") -> None:
+        """Name the files that lose more than their budget of accuracy."""
+        for artifact in over:
+            assert artifact.repair is not None
+            self.say(
+                f"{stage}: {artifact.name} loses {artifact.repair.drop:.2f} points of top-1, more than its "
+                f"max_drop of {artifact.repair.max_drop:g}"
+            )
 
     @contextmanager
     def bar(self, stage: str) -> Iterator[Progress]:
