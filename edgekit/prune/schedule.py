@@ -192,7 +192,7 @@ class _Work:
             return state
         if epochs:
             assert self.dataset is not None
-            learning = _learning(self.training, self.spec, epochs, now, self.dense)
+            learning = relearning(self.training, self.spec, epochs, now, self.dense)
             if self.spec.sparsity and number == self.spec.steps:
                 learning = replace(learning, sparsify=_sparsify(self.spec))
             made = train(self.dataset, now.model, learning, folder, resume=True, say=self.say)
@@ -278,7 +278,7 @@ def _why(chooser: Chooser) -> str:
     return f", with widths in multiples of {chooser.spec.round_to}; what stays: {', '.join(kept[:4])}{more}"
 
 
-def _learning(
+def relearning(
     training: TrainSpec, spec: PruneSpec, epochs: int, start: Checkpoint, dense: Checkpoint
 ) -> TrainSpec:
     """How the network learns again: as it was trained, at a lower rate, from the dense one's answers as well."""
