@@ -22,7 +22,7 @@ from edgekit.prunespec import PruneSpec
 from edgekit.qat.learn import _zeros
 from edgekit.qat.network import Network
 from edgekit.recipe import ModelSpec
-from edgekit.report import as_text, compare
+from edgekit.report import Comparison, as_json, as_text, compare
 from edgekit.result import Result
 from edgekit.runs import Run
 from edgekit.train.accelerator import choose
@@ -311,9 +311,25 @@ def test_the_comparison_says_whether_zeros_paid() -> None:
         )
         return replace(found, artifact=replace(found.artifact, parent="the same"), profile=profile)
 
+    def comparison(sparse_ms: float) -> Comparison:
+        return compare([of("fp32", 0.4, 0), of("sparse", sparse_ms, 1)])
+
     def told(sparse_ms: float) -> str:
-        return as_text(compare([of("fp32", 0.4, 0), of("sparse", sparse_ms, 1)]))
+        return as_text(comparison(sparse_ms))
+
+    def data(found: Comparison) -> list[Any]:
+        return [row["sparse"] for row in as_json(found)["groups"][0]["rows"]]
 
     fast = " ".join(told(0.2).split())
     assert "1 of 1 operators ran as sparse kernels; it paid: 2.00x faster" in fast
     assert "it did not pay: 2.00x slower" in " ".join(told(0.8).split())
+    none, told_fast = data(comparison(0.2))
+    assert none is None
+    assert (told_fast["kernels"], told_fast["operators"], told_fast["paid"]) == (1, 1, True)
+    assert told_fast["dense"] == "tflite-fp32"
+    assert told_fast["speed"]["ratio"] == pytest.approx(0.5, rel=0.02)
+    assert told_fast["words"] in fast
+    assert data(comparison(0.8))[1]["paid"] is False
+    [alone] = data(compare([replace(of("sparse", 0.2, 1), profile=None)]))
+    assert [alone[key] for key in ("kernels", "operators", "dense", "speed", "paid")] == [None] * 5
+    assert "the runtime does not tell; its fp32 file was not measured here" in alone["words"]

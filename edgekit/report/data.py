@@ -1,11 +1,13 @@
 """The comparison as plain data for ``--json`` and the page: the same figures as the table, without raw samples."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from edgekit.report.accuracy import Accuracy
 from edgekit.report.compare import Comparison, Group
 from edgekit.report.rows import Row
 from edgekit.report.sustained import sustained, title
+from edgekit.report.zeros import zeros
 from edgekit.result import Result
 from edgekit.schema import encode
 
@@ -47,14 +49,14 @@ def _group(group: Group) -> dict[str, Any]:
         "conclusion": group.choice.conclusion,
         "left_out": group.choice.left_out,
         "advice": [encode(one) for one in group.advice],
-        "rows": [_row(row) for row in group.rows],
+        "rows": [_row(row, group.rows) for row in group.rows],
     }
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
     artifact, result = row.artifact, row.result
     measurement = result.measurement if result else None
-    speed, pair = row.speed, row.paired
+    speed, pair, sparse = row.speed, row.paired, zeros(row, rows)
     return {
         "name": row.name,
         "file": artifact.file,
@@ -80,6 +82,7 @@ def _row(row: Row) -> dict[str, Any]:
         "peak_memory_bytes": measurement.peak_memory_bytes if measurement else None,
         "speed": None if speed is None else {**encode(speed), "real": speed.real},
         "speed_words": row.speed_words,
+        "sparse": encode(sparse) if sparse else None,
         "dataset": result.predictions.dataset if result and result.predictions else None,
         "top1": _accuracy(row.top1),
         "top5": _accuracy(row.top5),

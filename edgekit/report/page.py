@@ -24,7 +24,7 @@ from edgekit.report.sustained import facts as run_facts
 from edgekit.report.sustained import title as run_title
 from edgekit.report.timeline import chart
 from edgekit.report.words import cooling_words, count, sentence
-from edgekit.report.zeros import zeros_words
+from edgekit.report.zeros import zeros
 from edgekit.result import Result
 
 FOLDED = 8  # lines of a value from which on it is folded away
@@ -204,8 +204,8 @@ def _doubts(group: Group) -> str:
     for row in group.rows:
         partly = partly_delegated(row)
         doubts = [*row.reasons, *([partly] if partly else ()), *([f"broken: {row.broken}"] if row.broken else ())]
-        if zeros := zeros_words(row, group.rows):
-            doubts.append(zeros)
+        if sparse := zeros(row, group.rows):
+            doubts.append(sparse.words)
         if row.top1 and row.incomparable:
             doubts.append(row.incomparable)
         if row.result and row.result.cooling:

@@ -8,7 +8,7 @@ from edgekit.report.costs import as_lines
 from edgekit.report.rows import Row, partly_delegated
 from edgekit.report.sustained import facts, title
 from edgekit.report.words import cooling_words, figure, sentence
-from edgekit.report.zeros import zeros_words
+from edgekit.report.zeros import zeros
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -144,8 +144,8 @@ def _notes(group: Group) -> list[str]:
             doubts.append(("~", f"p50 is the median of {blocks} block medians: the device gives no single times"))
         if partly := partly_delegated(row):
             doubts.append(("~", partly))
-        if zeros := zeros_words(row, group.rows):
-            doubts.append(("~", zeros))
+        if sparse := zeros(row, group.rows):
+            doubts.append(("~", sparse.words))
         if row.result and (pauses := row.result.cooling):
             doubts.append(("~", cooling_words(pauses)))
         if row.top1 and row.incomparable:
