@@ -7,8 +7,8 @@ its activation included, from what the quantized layers before it give
 
 It learns at random places of the images: so memory is bounded, and a step costs the same for images of 32 pixels
 and of 224. The scales of the weights stay as the quantizer sets them, since the largest weight of each channel
-keeps its value. The float file that comes out has its weights on their grid: quantized again, it gives what was
-learned.
+keeps its value; a weight of zero stays zero. The float file that comes out has its weights on their grid:
+quantized again, it gives what was learned.
 """
 
 from collections.abc import Callable, Iterator
@@ -194,10 +194,15 @@ class _Learner:
         low, high = STRETCH
         start = torch.logit((self.weights - floor - low) / (high - low))
         value = start.clone().requires_grad_()
+        free = self.weights != 0  # a sparse network keeps its zeros
+
+        def shares() -> Tensor:
+            return (torch.sigmoid(value) * (high - low) + low).clamp(0, 1) * free
+
         optimizer = torch.optim.Adam([value], lr=RATE)
         generator = torch.Generator().manual_seed(seed)
         for step in range(STEPS):
-            up = (torch.sigmoid(value) * (high - low) + low).clamp(0, 1)
+            up = shares()
             chosen = torch.randint(count, (size,), generator=generator)
             loss = (self._errors(floor + up, chosen) / usual).sum()
             if (progress := (step / STEPS - WARM) / (1 - WARM)) > 0:
@@ -207,7 +212,7 @@ class _Learner:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         with torch.no_grad():
-            return (torch.sigmoid(value) * (high - low) + low).clamp(0, 1)
+            return shares()
 
 
 def _product(inputs_PGK: Tensor, weights_GKM: Tensor) -> Tensor:

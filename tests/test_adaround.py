@@ -51,11 +51,14 @@ def pictures(count: int = 64, seed: int = 0) -> Pixels:
 class Case:
     """A float file, the ranges of its tensors, and what was learned."""
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, zeros: float = 0.0) -> None:
         self.precision = precision
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
-            self.content = lower(Network().eval(), (1, SIDE, SIDE, 3))
+            network = Network().eval()
+            weight = network.wide.weight
+            weight *= weight.abs() >= torch.quantile(weight.abs(), zeros)
+            self.content = lower(network, (1, SIDE, SIDE, 3))
         observed = calibrate.observe(self.content, pictures())
         self.ranges: Ranges = calibrate.by_rule(observed, "min-max", 16 if precision == "int16x8" else 8).ranges
         self.rounded, self.learned = adaround(self.content, pictures(), self.int8)
@@ -127,6 +130,16 @@ def test_the_file_comes_nearer_on_fresh_images(which: str, gain_db: float, reque
         sqnr_db(wanted, calibrate.logits(case.int8(content), fresh)) for content in (case.content, case.rounded)
     )
     assert after > before + gain_db
+
+
+def test_zeros_stay_zero_and_the_others_learn() -> None:
+    sparse = Case("int8", zeros=0.75)
+    none = float_weights(sparse.content)["wide"] == 0
+    integers, _ = weights(sparse.int8(sparse.rounded))["wide"]
+    assert none.mean() == pytest.approx(0.75, abs=0.01)
+    assert not integers[none].any()
+    assert not float_weights(sparse.rounded)["wide"][none].any()
+    assert sparse.learned["wide"].moved > 0
 
 
 def test_the_same_images_and_seed_give_the_same_file(case: Case) -> None:
