@@ -31,19 +31,37 @@ def grid(followed: Recipe, keep: Sequence[float], precisions: Sequence[str], tar
             f"one budget and one precision are no grid: edgekit {'run' if keep[0] == 1 else 'prune'} does that; "
             "give more of either, as --keep-macs 1.0,0.5"
         )
-    if len(followed.prune) > 1:
+    if len(followed.prune) > 1 and any(one.keep_latency is not None for one in followed.prune):
         raise UsageError(
-            f"the recipe prunes in {len(followed.prune)} sections, and a sweep once for each budget: leave one "
-            "[[prune]], whose other settings all budgets take"
+            "the recipe prunes in several sections and to a latency, which says nothing of multiply-accumulates "
+            "on the way: give each [[prune]] keep_macs, or leave one section"
         )
-    spec = followed.prune[0] if followed.prune else PruneSpec(keep_macs=0.5)
     plain = replace(followed, variant=variants, report=ReportSpec())
     return {
         DENSE if share == 1 else f"keep{share:g}": replace(
-            plain, prune=() if share == 1 else (replace(spec, keep_macs=share, keep_latency=None, device="local"),)
+            plain, prune=() if share == 1 else sections(followed.prune, share)
         )
         for share in sorted(keep, reverse=True)
     }
+
+
+def sections(written: Sequence[PruneSpec], share: float) -> tuple[PruneSpec, ...]:
+    """The recipe's prunings to a budget of *share*: each takes as large a part of what goes as in the recipe.
+
+    So all budgets are trained as long. The first section gets the budget where none has one.
+    """
+    if len(written) < 2:
+        spec = written[0] if written else PruneSpec(keep_macs=0.5)
+        return (replace(spec, keep_macs=share, keep_latency=None, device="local"),)
+    budgets = [one.keep_macs for one in written if one.keep_macs is not None]
+    if not budgets:
+        return replace(written[0], keep_macs=share), *written[1:]
+    last = budgets[-1]
+
+    def of(kept: float) -> float:
+        return share if kept == last else round(1 - (1 - share) * (1 - kept) / (1 - last), 6)
+
+    return tuple(one if one.keep_macs is None else replace(one, keep_macs=of(one.keep_macs)) for one in written)
 
 
 def _variants(followed: Recipe, precisions: Sequence[str], target: str) -> tuple[Variant, ...]:

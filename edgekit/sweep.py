@@ -150,7 +150,8 @@ class _Sweep:
         smallest.pruning.check()
         from edgekit.prune.candidate import reachable
 
-        (spec,), contract = smallest.recipe.prune, self.followed.data.preprocess
+        spec = [one for one in smallest.recipe.prune if one.keep_macs is not None][-1]
+        contract = self.followed.data.preprocess
         classes = self.whole.dataset.classes
         least = reachable(Checkpoint(model=self.followed.model, classes=classes, preprocess=contract), spec)
         assert spec.keep_macs is not None
@@ -163,6 +164,10 @@ class _Sweep:
     def begin(self, name: str, force: Sequence[str]) -> None:
         """Make the folders, or go on with them; the caller holds the lock of the whole."""
         self.run.begin(name, self.source, recipe.text_of(name))
+        for short, one in self.recipes.items():
+            kept = [f"{section.keep_macs:g}" for section in one.prune if section.keep_macs is not None]
+            if len(kept) > 1:
+                self.listener.say(f"sweep: {short} is pruned to {', '.join(kept)} of the dense network in turn")
         for line in (self.dense, *self.lines.values()):
             with line.run.locked():
                 line.run.check(self.source)

@@ -16,6 +16,7 @@ from edgekit.cli import main
 from edgekit.errors import MissingDependency, UsageError
 from edgekit.jobs import Job
 from edgekit.models.cost import cost
+from edgekit.prunespec import PruneSpec
 from edgekit.sweep import sweep
 from tests.test_pipeline import ROOT, SMALL, Silent, hidden, living
 
@@ -59,7 +60,7 @@ def test_any_text_survives_as_toml() -> None:
         ((0.5, 0.5), (), "", r"names 0\.5 twice"),
         ((0.5, 0.7), ("int8", "int8"), "", "names int8 twice"),
         ((0.5, 0.7), ("int9",), "", "unknown precision for tflite 'int9'.*did you mean 'int8'"),
-        ((0.5, 0.7), (), "[[prune]]\nkeep_macs = 0.2", "prunes in 2 sections"),
+        ((0.5, 0.7), (), "[[prune]]\nkeep_latency = 0.2", "in several sections and to a latency"),
     ],
 )
 def test_what_is_no_grid_is_told(
@@ -81,6 +82,35 @@ def test_a_grid_takes_the_settings_of_the_recipe(tmp_path: Path) -> None:
         ("tflite-int8", 99),
         ("tflite-fp16", 256),
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "share", "made"),
+    [
+        ((), 0.35, (0.35,)),
+        ((0.5,), 0.7, (0.7,)),
+        ((0.8, 0.5), 0.5, (0.8, 0.5)),
+        ((0.8, 0.5), 0.35, (0.74, 0.35)),
+        ((0.8, 0.5), 0.9, (0.96, 0.9)),
+        ((0.7, 0.4, 0.2), 0.6, (0.85, 0.7, 0.6)),
+        ((0.8, 0.5, None), 0.35, (0.74, 0.35, None)),
+        ((None, 0.5), 0.35, (None, 0.35)),
+        ((None, None), 0.35, (0.35, None)),
+        ((1.0, None), 0.35, (0.35, None)),
+    ],
+)
+def test_several_sections_go_the_same_way_to_each_budget(
+    written: tuple[float | None, ...], share: float, made: tuple[float | None, ...]
+) -> None:
+    """None: a section that makes zeros and removes no channels."""
+    recipe_has = tuple(
+        PruneSpec(keep_macs=kept, sparsity=None if kept else 0.7, epochs=5 + place)
+        for place, kept in enumerate(written)
+    )
+    found = grid.sections(recipe_has, share)
+    assert tuple(one.keep_macs for one in found) == made
+    assert [one.epochs for one in found] == [one.epochs for one in recipe_has or found]
+    assert [one.sparsity for one in found] == [one.sparsity for one in recipe_has or found]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +192,22 @@ def test_a_sweep_shares_its_stages_and_ends_in_one_comparison(tmp_path: Path) ->
     sweep(path, (0.6, 0.5), listener=other, out=trained, trained=out / "dense", until="train")
     weights = [checkpoint.read(folder / "dense/train/best").weights_sha256 for folder in (out, trained)]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_through_all_sections(tmp_path: Path) -> None:
+    path, out, listener = Path(small(tmp_path, epochs=0)), tmp_path / "out", Silent()
+    path.write_text(path.read_text() + PRUNE.format(epochs=0).replace("0.9", "0.6"))
+    run, points, _ = sweep(str(path), (1.0, 0.8), listener=listener, out=out, until="prune")
+    assert "sweep: keep0.8 is pruned to 0.95, 0.8 of the dense network in turn" in listener.said
+    pruned = runs.Run(folder=run.folder / "keep0.8")
+    dense, *kept = [
+        cost(models.restore(checkpoint.read(one)), 32, 32).macs
+        for one in (pruned.dense, pruned.pruned(1), pruned.pruned(2))
+    ]
+    assert 0.9405 <= kept[0] / dense <= 0.95
+    assert 0.792 <= kept[1] / dense <= 0.8
+    assert [point.kept_macs for point in points] == [1.0, kept[1] / dense]
 
 
 @pytest.mark.parametrize("count", [1, 2])
