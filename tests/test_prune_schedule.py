@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -188,8 +189,36 @@ def test_a_latency_budget_is_met_by_what_is_measured(dense: Checkpoint) -> None:
         UsageError, match=r"keep_latency = 0\.3 cannot be met: the least reachable is 0\.4\d\d, with"
     ):
         latency.closest(chooser, 0.3, chooser.graph.macs, meter)
+    noise = cycle((0.9, 0.1))
     with pytest.raises(UsageError, match="was not met within 5 %"):
-        latency.closest(chooser, 0.6, chooser.graph.macs, lambda one: 0.9 if len(times) % 2 else meter(one) / 9)
+        latency.closest(chooser, 0.6, chooser.graph.macs, lambda _: next(noise))
+
+
+def test_no_lucky_measurement_ends_the_search(dense: Checkpoint) -> None:
+    """The first one is 12 % too fast and seems to meet the budget."""
+    chooser = Chooser(dense, PruneSpec(keep_latency=0.6, importance="magnitude", epochs=0), None, None)
+    times: list[float] = []
+
+    def meter(candidate: Candidate) -> float:
+        real = 0.12 + 0.88 * candidate.plan.macs / chooser.graph.macs
+        times.append(real * (0.9 if not times else 1.0))
+        return times[-1]
+
+    found, time = latency.closest(chooser, 0.6, chooser.graph.macs, meter)
+    assert times[0] == pytest.approx(0.6, rel=0.05)
+    assert 0.12 + 0.88 * found.plan.macs / chooser.graph.macs == pytest.approx(0.6, rel=0.02)
+    assert time == pytest.approx(0.6, rel=0.02)
+    assert len(times) <= 6
+
+
+def test_a_device_with_coarse_steps_gives_the_nearest(dense: Checkpoint) -> None:
+    """Where no width comes within 2 %, the best within 5 % is taken."""
+    chooser = Chooser(dense, PruneSpec(keep_latency=0.6, importance="magnitude", epochs=0), None, None)
+    found, time = latency.closest(
+        chooser, 0.6, chooser.graph.macs, lambda one: 0.62 if one.plan.macs > 0.5 * chooser.graph.macs else 0.5
+    )
+    assert time == pytest.approx(0.62)
+    assert found.plan.macs > 0.5 * chooser.graph.macs
 
 
 def test_a_candidate_is_measured_beside_the_dense_network(dense: Checkpoint) -> None:
