@@ -33,7 +33,7 @@ EDGE = 0.1  # of what is left to be searched: a guess keeps that far from what w
 
 TARGET = "tflite"
 SHORT = BenchSpec(samples=200, seconds=2.0, blocks=10, warmup_seconds=0.3)
-VISITS, SURE = 4, 0.02  # a measurement is repeated, at most so often, until its interval reaches no farther
+VISITS, SURE = 3, 0.03  # a measurement is repeated, at most so often, until its interval reaches no farther
 
 Meter = Callable[[Candidate], float]  # the candidate's time as a share of the dense network's
 
