@@ -13,6 +13,7 @@ delegate = "gpu"                 # xnnpack (the default), gpu, nnapi or none
 [mac]
 address = "mac+ssh://me@mac.local"
 unit = "CPU_AND_NE"              # what Core ML may use: ALL (the default), CPU_ONLY, CPU_AND_GPU or CPU_AND_NE
+                                 # several, as CPU_ONLY,CPU_AND_NE, or each: edgekit bench does one after the other
 
 [iphone]
 address = "mac+ssh://me@mac.local"
@@ -26,7 +27,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl, quote, unquote
 
 from edgekit.benchmark_model import DELEGATES
 from edgekit.errors import UsageError, nearest
@@ -34,6 +35,7 @@ from edgekit.schema import SchemaError, decode
 
 TAKES = ("folder", "python")  # what every device with a folder takes
 UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")  # of a Mac: what Core ML may use
+EACH = "each"  # unit=each: all of them, one after the other
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +65,10 @@ class Options:
             hint = nearest(self.delegate, DELEGATES)
             raise ValueError(f"delegate is {self.delegate!r}; choose from {', '.join(DELEGATES)}{hint}")
         if self.unit and self.unit not in UNITS:
-            raise ValueError(f"unit is {self.unit!r}; choose from {', '.join(UNITS)}{nearest(self.unit, UNITS)}")
+            several = "; only edgekit bench takes several" if EACH in self.unit or "," in self.unit else ""
+            raise ValueError(
+                f"unit is {self.unit!r}; choose from {', '.join(UNITS)}{nearest(self.unit, UNITS)}{several}"
+            )
         if self.delegate and not self.benchmark_model:
             raise ValueError("delegate goes with benchmark_model: the agent takes XNNPACK")
         if self.python and self.benchmark_model:
@@ -125,6 +130,18 @@ def resolve(address: str) -> str:
         return address
     known = read()
     return known[address].full if address in known else address
+
+
+def by_unit(address: str) -> tuple[str, ...]:
+    """The addresses that ``?unit=each``, or ``?unit=CPU_ONLY,CPU_AND_NE``, stands for; else the address alone."""
+    full = resolve(address)
+    if not (found := re.search(r"[?&]unit=([^&]*)", full)):
+        return (address,)
+    asked = unquote(found[1])
+    names = UNITS if asked == EACH else tuple(dict.fromkeys(asked.split(",")))
+    if len(names) < 2:
+        return (address,)
+    return tuple(f"{full[: found.start(1)]}{quote(name)}{full[found.end(1) :]}" for name in names)
 
 
 def split(rest: str, takes: Sequence[str] = TAKES) -> tuple[str, Options]:

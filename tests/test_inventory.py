@@ -94,3 +94,14 @@ def test_this_machine_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "ai-edge-litert 2." in out
     assert "of a tiny model, 1 thread" in out
+
+
+def test_several_units_are_an_address_each(devices: Path) -> None:
+    address = "mac+ssh://me@mac.local?folder=/x/y&unit={}&python=/usr/bin/python3"
+    every = tuple(address.format(unit) for unit in ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"))
+    assert inventory.by_unit(address.format("each")) == every
+    assert inventory.by_unit(address.format("CPU_AND_NE,CPU_ONLY,CPU_AND_NE")) == (every[3], every[1])
+    assert inventory.by_unit(address.format("CPU_ONLY")) == (address.format("CPU_ONLY"),)
+    assert inventory.by_unit("ssh://pi@unit=each") == ("ssh://pi@unit=each",)
+    devices.write_text('[mac]\naddress = "mac+ssh://me@mac"\nunit = "CPU_ONLY,CPU_AND_GPU"\n')
+    assert inventory.by_unit("mac") == ("mac+ssh://me@mac?unit=CPU_ONLY", "mac+ssh://me@mac?unit=CPU_AND_GPU")

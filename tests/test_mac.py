@@ -256,4 +256,23 @@ def test_the_table_says_where_operators_run(
     files.write_json(sidecar(artifact.path), encode(artifact))
     words = ["bench", str(artifact.path), "--device", address(server), "--out", str(tmp_path / "out"), "--quick"]
     assert main(words) == 0
-    assert "a: of 2 operators 1 on the NE (75 % of the estimated cost)" in capsys.readouterr().err
+    assert "a with ALL: of 2 operators 1 on the NE (75 % of the estimated cost)" in capsys.readouterr().err
+
+
+def test_two_units_are_measured_in_turn_and_compared(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgekit import files
+    from edgekit.artifact import sidecar
+    from edgekit.schema import encode
+
+    artifact = package(tmp_path / "a.mlpackage")
+    files.write_json(sidecar(artifact.path), encode(artifact))
+    words = ["--device", address(server, "?unit=CPU_ONLY,ALL"), "--out", str(tmp_path / "out"), "--quick"]
+    assert main(["bench", str(artifact.path), *words, "--allow-invalid"]) == 0
+    found = [result.read(path) for path in sorted((tmp_path / "out").glob("*/a.json"))]
+    assert sorted(one.settings.delegate for one in found) == ["ALL", "CPU_ONLY"]
+    assert {one.device.address[-8:] for one in found} == {"CPU_ONLY", "unit=ALL"}
+    shown = capsys.readouterr()
+    assert "a with CPU_ONLY: of 2 operators 2 on the CPU" in shown.err
+    assert shown.out.count("a ") >= 2

@@ -38,6 +38,8 @@ EXAMPLES = """examples:
                                                    a file that edgekit did not make
   edgekit bench runs/photos --device pi4 --device pi5 --device local
                                                    several devices, all at the same time
+  edgekit bench runs/photos --device 'mac+ssh://me@mac.local?unit=each'
+                                                   Core ML files on CPU, GPU and Neural Engine, one after the other
   edgekit bench runs/photos --device pi5 --wait    when somebody else measures there: wait; 30 minutes: --wait 30
   edgekit bench runs/photos --repeat-until-stable  at most 5 visits, until two agree within 5 %
   edgekit bench model.tflite --device pi5 --threads 4 --sustained 10
@@ -140,7 +142,8 @@ def run(args: argparse.Namespace) -> int:
         raise
     for one in results:
         if told := placement(one.plan):
-            terminal.say(f"bench: {one.name}: {told}")
+            on = f" with {one.settings.delegate}" if one.settings.delegate else ""
+            terminal.say(f"bench: {one.name}{on}: {told}")
     if results or not failed:
         show(report.compare(results, allow_invalid=args.allow_invalid), args.json, costs=bool(args.profile))
         if args.json != STDOUT:
@@ -245,7 +248,7 @@ def _rounds(
     """
     coreml = [one for one in found if one.target == "coreml"]
     if args.device or whole or not coreml:
-        return [(args.device or ["local"], found)]
+        return [(addresses, found) for addresses in _by_unit(args.device or ["local"])]
     others = [one for one in found if one not in coreml]
     local = [(["local"], others)] if others else []
     if sys.platform == "darwin":
@@ -261,6 +264,16 @@ def _rounds(
         "latency (--device mac+ssh://USER@HOST measures it)"
     )
     return [*local, (["reference"], coreml)]
+
+
+def _by_unit(addresses: list[str]) -> list[list[str]]:
+    """Rounds of addresses: of a Mac with several units one in each, since they disturb each other."""
+    from itertools import zip_longest
+
+    from edgekit import inventory
+
+    columns = [inventory.by_unit(address) for address in addresses]
+    return [[address for address in row if address] for row in zip_longest(*columns)]
 
 
 def _artifacts(args: argparse.Namespace) -> "tuple[list[Artifact], bool]":
