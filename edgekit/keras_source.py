@@ -4,6 +4,7 @@ Shapes: N images, H height, W width, K classes.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class KerasSource(BaseSource):
     def float_tflite(self) -> Lowered:
         """What TFLiteConverter makes of it for one image. Raises ConversionError."""
         function = _function(self.network, self.preprocess, 1)
-        model = flatbuffer.unpack(_converted(function))
+        model = flatbuffer.unpack(_converted(function, self.network.layers))
         flatbuffer.unshare_biases_(model)
         _name_(model, self.network.layers)
         last = flatbuffer.details(model)[-1].kind
@@ -82,6 +83,10 @@ def _outputs(path: Path, source: KerasSource) -> int:
     if together.ndim != 2 or together.shape[1] < 2:
         shape = (1, *together.shape[1:])
         raise ConversionError(f"{path} gives {shape}; a classifier gives scores of shape (1, classes)")
+    if not np.isfinite(together).all():
+        raise ConversionError(
+            f"{path} gives NaN or infinite scores for noise: its weights are broken, or its arithmetic"
+        )
     alone = np.concatenate([source.logits(image[None]) for image in images])
     if not np.allclose(together, alone, rtol=0, atol=SAME * float(np.abs(alone).max())):
         raise ConversionError(
@@ -112,8 +117,8 @@ def _function(network: Network, preprocess: Preprocess, batch: int | None) -> An
         return tf.function(scores, autograph=False).get_concrete_function(spec)
 
 
-def _converted(function: Any) -> bytes:
-    """The float file of a concrete function. Raises ConversionError that names what TFLite lacks."""
+def _converted(function: Any, layers: frozenset[str]) -> bytes:
+    """The float file of a concrete function. Raises ConversionError that names what TFLite lacks, and where."""
     import tensorflow as tf
 
     try:
@@ -123,11 +128,22 @@ def _converted(function: Any) -> bytes:
     except Exception as error:  # its errors have no common class
         lacking = re.findall(r"^\s*(?:Flex|Custom) ops: (.+)$", str(error), re.MULTILINE)
         if lacking:
+            kinds = [kind.strip().removeprefix("Flex") for line in lacking for kind in line.split(",")]
             raise ConversionError(
-                f"TFLite has no operator for TensorFlow's {', '.join(lacking)}, and edgekit's files run without "
-                "TensorFlow (Flex): replace it in the model by what it is made of"
+                f"TFLite has no operator for TensorFlow's {', '.join(lacking)}{_places(function, kinds, layers)}, "
+                "and edgekit's files run without TensorFlow (Flex): replace it in the model by what it is made of"
             ) from error
         raise ConversionError(f"TFLiteConverter cannot convert this model: {line(error)}") from error
+
+
+def _places(function: Any, kinds: Sequence[str], layers: frozenset[str]) -> str:
+    """Which layers have operators of these kinds, where the graph tells."""
+    graph = function.graph.as_graph_def()
+    nodes = [*graph.node, *(node for part in graph.library.function for node in part.node_def)]
+    paths = [_path(node.name, layers)[:-1] for node in nodes if node.op in kinds]
+    names = list(dict.fromkeys("/".join(path) for path in paths if path))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f" (in {', '.join(names[:3])}{more})" if names else ""
 
 
 def _name_(model: Any, layers: frozenset[str]) -> None:

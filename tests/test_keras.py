@@ -341,6 +341,12 @@ def four_at_once(tmp_path: Path) -> Path:
     return saved(lambda x: tf.reshape(x, (4, 192))[:, :5], tmp_path / "x", shape=(4, 8, 8, 3))
 
 
+def nan(tmp_path: Path) -> Path:
+    import tensorflow as tf
+
+    return saved(lambda x: tf.math.erfinv(tf.reshape(x, (-1, 192))[:, :4] + 2), tmp_path / "x")
+
+
 def no_signature(tmp_path: Path) -> Path:
     import tensorflow as tf
 
@@ -372,6 +378,7 @@ def lambda_in_h5(tmp_path: Path) -> Path:
         (pictures, ConversionError, r"gives \(1, 6, 6, 3\); a classifier gives scores of shape \(1, classes\)"),
         (larger, UsageError, "takes 16x12 pixels, not 8x8: give --size 16x12"),
         (training_mode, ConversionError, "answers differently for an image alone and among others: batch norm"),
+        (nan, ConversionError, "gives NaN or infinite scores for noise"),
         (four_at_once, ConversionError, "takes 4 images at once"),
         (no_signature, ConversionError, r"has no signature serving_default \(there: none\)"),
         (lambda_in_h5, CheckpointError, "cannot be read: .*[Ll]ambda"),
@@ -394,6 +401,19 @@ def test_an_operator_that_tflite_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match=r"no operator for TensorFlow's BesselI0\b.*\(Flex\)") as caught:
         given.float_tflite()
     assert "\n" not in str(caught.value)
+
+
+def test_its_layer_is_named_too(tmp_path: Path) -> None:
+    import keras
+
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, name="stem")(image)
+    x = keras.layers.UnitNormalization(name="between")(keras.ops.erfinv(keras.ops.tanh(x) / 2))
+    x = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x))
+    keras.Model(image, x).save(tmp_path / "model.keras")
+    given = find(tmp_path / "model.keras", preprocess=preset("0to1", 8, 8)).source
+    with pytest.raises(ConversionError, match=r"no operator for TensorFlow's Erfinv \(in erfinv\), and edgekit"):
+        given.float_tflite()
 
 
 def empty(path: Path) -> None:
