@@ -29,6 +29,7 @@ CHECKED = 0.2  # of the places: they tell whether a channel's roundings are bett
 STEPS = 300  # more were no better on a network trained on CIFAR-10
 PLACES = (64, 512)  # of a step: fewer where the layer is large
 PRODUCTS = 2**25  # of a step, forwards
+ONE_BY_ONE = 16  # a product of a depthwise layer takes as long as so many of a matrix
 RATE = 0.05
 WARM = 0.2  # of the steps: without the pressure towards up or down
 PRESSURE = 3.0  # all weights of a channel half up cost thrice the error of the nearest rounding
@@ -189,8 +190,8 @@ class _Learner:
         floor = self.weights.floor()
         usual = self._errors(nearest, places).clamp_min(1e-12 * self.wanted.square().mean() + 1e-30)
         groups, weights, outputs = self.weights.shape
-        count = len(self.inputs[places])
-        size = min(count, max(PLACES[0], min(PLACES[1], PRODUCTS // (groups * weights * outputs))))
+        count, dearer = len(self.inputs[places]), ONE_BY_ONE if outputs == 1 else 1
+        size = min(count, max(PLACES[0], min(PLACES[1], PRODUCTS // (groups * weights * outputs * dearer))))
         low, high = STRETCH
         start = torch.logit((self.weights - floor - low) / (high - low))
         value = start.clone().requires_grad_()
