@@ -138,6 +138,15 @@ def test_no_range_has_less_error_than_that_of_mse(shape: str) -> None:
         assert errors["mse"] < 0.95 * errors["min-max"]
 
 
+@pytest.mark.parametrize("rule", calibrate.RULES)
+def test_no_rule_clips_the_logits(rule: str) -> None:
+    tails = np.random.default_rng(0).standard_t(3, 40_000).astype(np.float32)
+    chosen = calibrate.by_rule({"a": seen(tails), "logits": seen(tails)}, rule)
+    assert chosen.ranges["logits"] == Range(low=float(tails.min()), high=float(tails.max()))
+    assert chosen.rules == {"a": rule, "logits": "min-max"}
+    assert (chosen.ranges["a"] == chosen.ranges["logits"]) is (rule == "min-max")
+
+
 def test_min_max_stays_where_clipping_gains_little_and_for_the_logits() -> None:
     tails = np.random.default_rng(0).laplace(size=4_000_000).astype(np.float32) ** 3
     even = np.random.default_rng(0).uniform(-1, 1, 40_000).astype(np.float32)
@@ -243,7 +252,8 @@ def test_the_fields_of_the_sidecar(tmp_path: Path) -> None:
             {*calibrate.RULES, "per tensor"} if method == "auto" else set()
         )
         if method != "auto":
-            assert made.calibration.rules == {method: 9}
+            logits = {"min-max": 9} if method == "min-max" else {"min-max": 1, method: 8}
+            assert made.calibration.rules == logits
 
 
 def test_precisions_and_methods_share_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +299,8 @@ def test_the_measured_file_decides(wrong: dict[str, float], best: str, lowered: 
         return louder(lowered, 1 + wrong[rule])
 
     chosen = calibrate.choose(observed, lowered, images, quantize)
-    assert set(chosen.rules.values()) == {best}
+    *others, logits = chosen.rules.values()
+    assert (set(others), logits) == ({best}, "min-max")
     assert chosen.ranges == ranges[best]
     assert list(chosen.divergence) == [*calibrate.RULES, "per tensor"]
 

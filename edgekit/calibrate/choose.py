@@ -40,22 +40,22 @@ class Chosen:
 
 
 def by_rule(observed: Mapping[str, Observed], rule: str, bits: int = 8) -> Chosen:
-    """All tensors by one rule."""
+    """All tensors by one rule but the last, see `by_rules`."""
     return by_rules(observed, dict.fromkeys(observed, rule), bits)
 
 
 def by_rules(observed: Mapping[str, Observed], rules: dict[str, str], bits: int = 8) -> Chosen:
-    """Each tensor by a rule of its own."""
+    """Each tensor by a rule of its own, but the last by min-max.
+
+    Clipping takes from the largest logit, which is the one that decides.
+    """
+    rules = {**rules, tuple(observed)[-1]: PLAIN}
     return Chosen(ranges={name: RULES[rule](observed[name], bits) for name, rule in rules.items()}, rules=rules)
 
 
 def per_tensor(observed: Mapping[str, Observed], bits: int = 8) -> Chosen:
-    """Each tensor by the rule that leaves the least error in it; by min-max where clipping gains little.
-
-    So does the last one: clipping takes from the largest logit, which is the one that decides.
-    """
-    rules = {name: _best(seen, bits) for name, seen in observed.items()}
-    return by_rules(observed, {**rules, tuple(rules)[-1]: PLAIN}, bits)
+    """Each tensor by the rule that leaves the least error in it; by min-max where clipping gains little."""
+    return by_rules(observed, {name: _best(seen, bits) for name, seen in observed.items()}, bits)
 
 
 def _best(seen: Observed, bits: int) -> str:
