@@ -77,7 +77,7 @@ class QatSpec:
     batch_size: Count = 128
     learning_rate: Positive = 2e-4
     distill: Share = 1.0
-    temperature: Positive = 2.0
+    temperature: Positive = 6.0
     seed: int = 0
 
 
