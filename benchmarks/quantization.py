@@ -88,13 +88,14 @@ def variants(options: argparse.Namespace) -> dict[str, Any]:
     def one(precision: str, **more: Any) -> Variant:
         return Variant(target="tflite", precision=precision, **more)
 
+    qat = QatSpec(epochs=options.qat_epochs, images=options.qat_images)
     return {
         **{name: one(name) for name in ("fp32", "fp16", "w8", "dyn8")},
         STOCK: None,
         "int8": one("int8"),
-        "int8 repaired": one("int8", max_drop=options.max_drop),
+        "int8 repaired": one("int8", max_drop=options.max_drop, qat=qat),
         "int8-mixed": one("int8-mixed", max_drop=options.mixed_drop),
-        "int8-qat": one("int8-qat", qat=QatSpec(epochs=options.qat_epochs, images=options.qat_images)),
+        "int8-qat": one("int8-qat", qat=qat),
     }
 
 
