@@ -4,6 +4,7 @@ import json
 import re
 import tempfile
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -214,26 +215,28 @@ def _calibrated(
     record, pixels, precision = images.record, images.pixels_NHWC, variant.precision
     equalized = content = _equalized(source, lowered, images)
     chosen = _choose(source, content, images, precision)
-    # What is learned and measured is the int8 file without layers in float: a search makes many files of it.
     bits8 = "int16x8" if precision == "int16x8" else "int8"
 
-    def quantized(file: bytes) -> bytes:
-        return quantize(file, bits8, chosen.ranges, io=variant.io)
+    def quantized(file: bytes, keep_float: tuple[str, ...] = ()) -> bytes:
+        return quantize(file, bits8, chosen.ranges, keep_float, io=variant.io)
 
-    if "adaround" in record.repairs:
+    if "adaround" in record.repairs:  # learned without layers in float, since it takes long
         kept = tuple(name for name in record.repairs if name != "correct_biases")
         content = source.once(
             f"tflite rounded {bits8} {variant.io} {replace(record, repairs=kept)}",
             lambda: adaround(equalized, pixels, quantized)[0],
         )
-    if "correct_biases" in record.repairs:
+        if variant.keep_float:  # in float the weights as they were are the better ones
+            content = restored(content, equalized, layers(flatbuffer.unpack(content), variant.keep_float))
+    if "correct_biases" in record.repairs:  # measured with them: each corrects what those before it leave
         rounded = content
-        content = source.once(
-            f"tflite corrected {bits8} {variant.io} {record}",
-            lambda: correct_biases(rounded, pixels[:BIAS_IMAGES], quantized, wanted=equalized)[0],
-        )
-    if content is not equalized and variant.keep_float:  # in float the weights as they were are the better ones
-        content = restored(content, equalized, layers(flatbuffer.unpack(content), variant.keep_float))
+
+        def corrected() -> bytes:
+            made = partial(quantized, keep_float=variant.keep_float)
+            return correct_biases(rounded, pixels[:BIAS_IMAGES], made, wanted=equalized)[0]
+
+        key = f"tflite corrected {bits8} {variant.io} {record}"
+        content = corrected() if variant.keep_float else source.once(key, corrected)
     return content, chosen
 
 
