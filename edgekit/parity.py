@@ -50,3 +50,18 @@ def parity(reference_NK: npt.NDArray[np.float32], logits_NK: npt.NDArray[np.floa
         top1_agreement=float((reference_NK.argmax(1) == logits_NK.argmax(1)).mean()),
         largest_difference=float(np.abs(reference_NK - logits_NK).max()),
     )
+
+
+def divergence(wanted_NK: npt.NDArray[np.float32], found_NK: npt.NDArray[np.float32]) -> float:
+    """The mean Kullback-Leibler divergence, in nats, of the class probabilities from the wanted ones.
+
+    Unlike the error of the logits it is not ruled by classes that are out of the question.
+    """
+    wanted, found = _log_softmax(wanted_NK), _log_softmax(found_NK)
+    return float((np.exp(wanted) * (wanted - found)).sum(1).mean())
+
+
+def _log_softmax(logits_NK: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    shifted = logits_NK.astype(np.float64) - logits_NK.max(1, keepdims=True)
+    found: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return found

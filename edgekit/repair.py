@@ -12,8 +12,8 @@ import numpy as np
 from edgekit import artifact as artifacts
 from edgekit import files
 from edgekit.artifact import Artifact, Repair
-from edgekit.calibrate import divergence
 from edgekit.errors import ArtifactError, UsageError
+from edgekit.parity import divergence
 from edgekit.preprocess import Pixels
 from edgekit.profile import costs
 from edgekit.recipe import QAT, REPAIRED, REPAIRS, Variant

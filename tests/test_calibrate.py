@@ -20,6 +20,7 @@ from edgekit.data.dataset import Memory, Split
 from edgekit.errors import ConversionError, DataError
 from edgekit.export import CalibrationImages, ExportSource, PixelClassifier, calibration_images
 from edgekit.lower import lower
+from edgekit.parity import divergence
 from edgekit.preprocess import Pixels, Preprocess
 from edgekit.quantize import quantize
 from edgekit.quiet import quiet
@@ -315,7 +316,7 @@ def test_auto_is_not_worse_than_any_rule_on_other_images(lowered: bytes) -> None
     wanted = calibrate.logits(lowered, fresh)
 
     def measured(chosen: calibrate.Chosen) -> float:
-        return calibrate.divergence(wanted, calibrate.logits(with_ranges(chosen.ranges), fresh))
+        return divergence(wanted, calibrate.logits(with_ranges(chosen.ranges), fresh))
 
     auto = measured(calibrate.choose(observed, lowered, images, with_ranges))
     assert auto <= 1.2 * min(measured(calibrate.by_rule(observed, rule)) for rule in calibrate.RULES)
@@ -324,11 +325,11 @@ def test_auto_is_not_worse_than_any_rule_on_other_images(lowered: bytes) -> None
 
 def test_divergence_knows_what_matters() -> None:
     logits = np.array([[9.0, 8.0, -5.0]], np.float32)
-    assert calibrate.divergence(logits, logits + 3) == pytest.approx(0, abs=1e-9)
+    assert divergence(logits, logits + 3) == pytest.approx(0, abs=1e-9)
     assert (
-        calibrate.divergence(logits, logits + np.array([0, 0, 2], np.float32)) < 1e-4
+        divergence(logits, logits + np.array([0, 0, 2], np.float32)) < 1e-4
     )  # a class that is out of the question
-    assert calibrate.divergence(logits, logits + np.array([0, 2, 0], np.float32)) > 0.3
+    assert divergence(logits, logits + np.array([0, 2, 0], np.float32)) > 0.3
 
 
 def test_512_images_of_224_pixels_fit_into_two_gigabytes() -> None:

@@ -4,7 +4,7 @@
 `by_rule` makes ranges by one rule, and `choose` by what is measured to be best for this network.
 """
 
-from edgekit.calibrate.choose import Chosen, Ranges, by_rule, by_rules, choose, divergence, per_tensor
+from edgekit.calibrate.choose import Chosen, Ranges, by_rule, by_rules, choose, per_tensor
 from edgekit.calibrate.histogram import Histogram
 from edgekit.calibrate.images import doubts
 from edgekit.calibrate.observe import Observed, loaded, logits, observe
@@ -20,7 +20,6 @@ __all__ = [
     "by_rule",
     "by_rules",
     "choose",
-    "divergence",
     "doubts",
     "error",
     "loaded",

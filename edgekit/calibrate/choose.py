@@ -9,6 +9,7 @@ import numpy.typing as npt
 from edgekit.artifact import Calibration
 from edgekit.calibrate.observe import Observed, logits
 from edgekit.calibrate.ranges import RULES, Range, error
+from edgekit.parity import divergence
 from edgekit.preprocess import Pixels
 
 PLAIN = "min-max"  # clips nothing: others must beat it
@@ -82,18 +83,3 @@ def choose(
     }
     best = min(found, key=lambda name: found[name])
     return replace(candidates[best if found[best] < GAIN * found[PLAIN] else PLAIN], divergence=found)
-
-
-def divergence(wanted_NK: Logits, found_NK: Logits) -> float:
-    """The mean Kullback-Leibler divergence, in nats, of the class probabilities from the wanted ones.
-
-    Unlike the error of the logits it is not ruled by classes that are out of the question.
-    """
-    wanted, found = _log_softmax(wanted_NK), _log_softmax(found_NK)
-    return float((np.exp(wanted) * (wanted - found)).sum(1).mean())
-
-
-def _log_softmax(logits_NK: Logits) -> npt.NDArray[np.float64]:
-    shifted = logits_NK.astype(np.float64) - logits_NK.max(1, keepdims=True)
-    found: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return found

@@ -13,11 +13,12 @@ import numpy.typing as npt
 import torch
 
 from edgekit import mil
-from edgekit.calibrate.choose import GAIN, PER_TENSOR, PLAIN, Chosen, Ranges, by_rule, divergence, per_tensor
+from edgekit.calibrate.choose import GAIN, PER_TENSOR, PLAIN, Chosen, Ranges, by_rule, per_tensor
 from edgekit.calibrate.images import check
 from edgekit.calibrate.observe import Observed
 from edgekit.calibrate.ranges import RULES
 from edgekit.errors import ConversionError
+from edgekit.parity import divergence
 from edgekit.preprocess import Pixels
 
 # What the passes quantize: the operators with one input, and the sum of two.
