@@ -13,7 +13,6 @@ from edgekit import artifact as artifacts
 from edgekit import files
 from edgekit.artifact import Artifact, Repair
 from edgekit.errors import ArtifactError, UsageError
-from edgekit.parity import divergence
 from edgekit.preprocess import Pixels
 from edgekit.profile import costs
 from edgekit.recipe import QAT, REPAIRED, REPAIRS, Variant
@@ -82,24 +81,14 @@ def repair(
         assert source.calibrate is not None, "there is an int8 file, but nothing to calibrate it on"
         images = source.calibrate(replace(variant.calibration, images=IMAGES)).pixels_NHWC
         kept = variant.calibration.repaired(repairs)
-        plain = replace(variant, precision="fp32", max_drop=None, calibration=kept.exact)
-        int8 = replace(plain, precision="int8", calibration=kept.uncorrected)
-        wanted, given = (make(one, Path(folder, "like")) for one in (plain, int8))
-        layers = sensitivity(wanted.path, given.path, images)
-        found = costs(wanted.path, given.path)
+        like = replace(variant, precision="fp32", max_drop=None, calibration=kept.exact)
+        float_file = make(like, Path(folder, "like")).path
+        int8 = replace(variant, precision="int8", max_drop=None, calibration=kept.uncorrected)
+        int8_file = make(int8, Path(folder, "like")).path
+        layers = sensitivity(float_file, int8_file, images)
+        found = costs(float_file, int8_file)
         weighed.append("latency" if found.sound else "products")
-        shares = found.shares if found.sound else None
-        logits = predict(wanted, images)
-
-        def off(artifact: Artifact) -> float:
-            return divergence(logits, predict(artifact, images))
-
-        tell("each remedy alone")
-        before, gains = off(given), dict[str, float]()
-        for one in remedies(layers, costs=shares):
-            mixed = replace(int8, precision="int8-mixed", keep_float=one.float_layers)
-            gains[one.layer.name] = before - off(make(mixed, Path(folder, "like")))
-        return remedies(layers, MOST_FLOAT, shares, gains)
+        return remedies(layers, MOST_FLOAT, found.shares if found.sound else None)
 
     def resort() -> Trial:
         assert last is not None

@@ -97,14 +97,10 @@ def worst(layers: Sequence[Layer], count: int = 3) -> tuple[Layer, ...]:
 
 
 def remedies(
-    layers: Sequence[Layer],
-    most: float = 1.0,
-    costs: Mapping[str, float] | None = None,
-    gains: Mapping[str, float] | None = None,
+    layers: Sequence[Layer], most: float = 1.0, costs: Mapping[str, float] | None = None
 ) -> tuple[Remedy, ...]:
     """What to compute in float, the most error removed for its cost first; layers that add none are left out.
 
-    *gains*: what each remedy, by its layer's name, did for the answer; without them its layer's own error counts.
     *costs*: the time that each layer takes more in float, as a share of the network's; without them its products
     stand for it. A layer whose own error is the rounding of its output takes those who read that along: an integer
     layer would round it again. All together do at most the share *most* of the network's products, and each adds a
@@ -124,12 +120,7 @@ def remedies(
     taken: dict[str, int] = {}
     chosen = []
     least = _BORDER_COST if costs is None else _LEAST_COST
-
-    def worth(one: Remedy) -> float:
-        gain = one.layer.own_noise if gains is None else gains.get(one.layer.name, 0.0)
-        return gain / (max(one.cost, 0.0) + least)
-
-    for one in sorted(found, key=worth, reverse=True):
+    for one in sorted(found, key=lambda one: -one.layer.own_noise / (max(one.cost, 0.0) + least)):
         joined = taken | {name: by_name[name].macs for name in one.float_layers}
         if len(joined) > len(taken) and sum(joined.values()) <= most * total:
             taken = joined

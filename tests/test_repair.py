@@ -317,7 +317,7 @@ def test_max_drop_repairs_and_prints_what_was_tried(
     assert "top-1 with 1 layer in float" in out
     assert ": within the budget of 3 (200 held-out images)" in out
     tried = [line.split("  ")[0] for line in out.splitlines()[-4:]]
-    assert tried == ["tried", "float", "int8 as calibrated", "1 of 4 remedies"]
+    assert tried == ["tried", "float", "int8 as calibrated", "1 of 3 remedies"]
     made = artifacts.read(tmp_path / "tflite-int8-mixed.tflite")
     assert made.repair is not None
     assert made.repair.float_layers == ("model.6",)
