@@ -228,7 +228,7 @@ def _calibrated(
         )
         if variant.keep_float:  # in float the weights as they were are the better ones
             content = restored(content, equalized, layers(flatbuffer.unpack(content), variant.keep_float))
-    if "correct_biases" in record.repairs:  # measured with them: each corrects what those before it leave
+    if "correct_biases" in record.repairs:  # layers in float leave less to correct
         rounded = content
 
         def corrected() -> bytes:

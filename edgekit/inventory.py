@@ -133,7 +133,10 @@ def resolve(address: str) -> str:
 
 
 def by_unit(address: str) -> tuple[str, ...]:
-    """The addresses that ``?unit=each``, or ``?unit=CPU_ONLY,CPU_AND_NE``, stands for; else the address alone."""
+    """The addresses that ``?unit=each``, or ``?unit=CPU_ONLY,CPU_AND_NE``, stands for; else the address alone.
+
+    Raises UsageError for a unit that is none: the others would be measured before it was found.
+    """
     full = resolve(address)
     if not (found := re.search(r"[?&]unit=([^&]*)", full)):
         return (address,)
@@ -141,6 +144,10 @@ def by_unit(address: str) -> tuple[str, ...]:
     names = UNITS if asked == EACH else tuple(dict.fromkeys(asked.split(",")))
     if len(names) < 2:
         return (address,)
+    if strange := [name for name in names if name not in UNITS]:
+        raise UsageError(
+            f"{address}: unit names {strange[0]!r}; choose from {', '.join(UNITS)}{nearest(strange[0], UNITS)}"
+        )
     return tuple(f"{full[: found.start(1)]}{quote(name)}{full[found.end(1) :]}" for name in names)
 
 

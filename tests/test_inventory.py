@@ -103,5 +103,7 @@ def test_several_units_are_an_address_each(devices: Path) -> None:
     assert inventory.by_unit(address.format("CPU_AND_NE,CPU_ONLY,CPU_AND_NE")) == (every[3], every[1])
     assert inventory.by_unit(address.format("CPU_ONLY")) == (address.format("CPU_ONLY"),)
     assert inventory.by_unit("ssh://pi@unit=each") == ("ssh://pi@unit=each",)
+    with pytest.raises(UsageError, match=r"unit names 'CPU_ONL'; choose from ALL, .*; did you mean 'CPU_ONLY'"):
+        inventory.by_unit(address.format("ALL,CPU_ONL"))
     devices.write_text('[mac]\naddress = "mac+ssh://me@mac"\nunit = "CPU_ONLY,CPU_AND_GPU"\n')
     assert inventory.by_unit("mac") == ("mac+ssh://me@mac?unit=CPU_ONLY", "mac+ssh://me@mac?unit=CPU_AND_GPU")
