@@ -21,7 +21,8 @@ from edgekit.recipe import Variant
 from edgekit.requires import require
 
 if TYPE_CHECKING:
-    from edgekit.coreml.plan import Plan
+    from edgekit.coreml.integers import Integers
+    from edgekit.coreml.layers import Bench
     from edgekit.export import CalibrationImages, Logits, Source
 
 target = "coreml"
@@ -107,35 +108,47 @@ def _needs(model: Any) -> str:
 
 def _compressed(source: "Source", variant: Variant) -> tuple[Any, Calibration | None, tuple[str, ...]]:
     """The model with compressed weights, and for int8 activations; what it was calibrated on; what to tell."""
-    from edgekit.coreml import activations, layers, plan, program
+    from edgekit.coreml import integers, layers, plan, program
 
     scheme = plan.scheme_of(variant)
     images, float_model = _images(source, variant), program.floats(source, "fp16")
     pixels = images.pixels_NHWC if images else noise(source.shape_NHWC[1:], layers.IMAGES)
     bench = layers.bench(source, float_model, pixels)
-    if strange := [name for name in variant.keep_float if name not in {one.name for one in bench.layers}]:
-        known = [one.name for one in bench.layers]
-        cure = nearest(strange[0], known) or f"; its layers are {', '.join(known)}"
-        raise UsageError(f"keep_float: the model has no layer {strange[0]!r}{cure}")
+    if variant.precision == "int8" and images is not None:  # `_images` asks for them
+        return _integers(variant, float_model, bench, images, integers.judge(source, float_model, bench, images))
+    _check_names(variant, [one.name for one in bench.layers])
     chosen = plan.choose(bench.judge(scheme.encode), variant.keep_float)
+
+    def weights_only(_: Any, function: Any) -> None:
+        plan.store_(function, chosen.stored, correct_biases=images is not None)
+
     record = replace(images.record, method="weight error") if images else None
     notes = chosen.notes() if images else (*chosen.notes(), "no images: layers were judged on noise")
-    if variant.precision != "int8":
+    return program.edit(float_model, weights_only, scheme.target), record, notes
 
-        def weights_only(_: Any, function: Any) -> None:
-            plan.store_(function, chosen.stored, correct_biases=images is not None)
 
-        return program.edit(float_model, weights_only, scheme.target), record, notes
-    assert images is not None
-    kept = (bench.layers[0].name, *variant.keep_float)  # the image itself is exact
-    ranges = _ranges(source, float_model, images, chosen, kept, scheme.target)
+def _integers(
+    variant: Variant, float_model: Any, bench: "Bench", images: "CalibrationImages", int8: "Integers"
+) -> tuple[Any, Calibration, tuple[str, ...]]:
+    from edgekit.coreml import integers, plan, program
 
-    def integers(whole: Any, function: Any) -> None:
-        activations.quantize_(whole, ranges.ranges, kept)
-        plan.store_(function, chosen.stored, correct_biases=True)
+    _check_names(variant, [bench.layers[0].name, *(one.name for one in int8.operators)])
+    scheme = plan.scheme_of(variant)
+    chosen, left = plan.choose(bench.judge(scheme.encode), variant.keep_float), int8.left(variant.keep_float)
+    fp16 = (*variant.keep_float, *(one.name for one in left))
 
-    model = program.edit(float_model, integers, scheme.target)
-    return model, ranges.recorded(images.record), (*calibrate.doubts(images), *notes)
+    def change(whole: Any, function: Any) -> None:
+        int8.change_(whole, function, chosen.stored, fp16)
+
+    model = program.edit(float_model, change, scheme.target)
+    notes = (*calibrate.doubts(images), *chosen.notes(), *((integers.named(left),) if left else ()))
+    return model, int8.ranges.recorded(images.record), notes
+
+
+def _check_names(variant: Variant, known: list[str]) -> None:
+    if strange := [name for name in variant.keep_float if name not in known]:
+        cure = nearest(strange[0], known) or f"; its layers are {', '.join(known)}"
+        raise UsageError(f"keep_float: the model has no layer {strange[0]!r}{cure}")
 
 
 def _images(source: "Source", variant: Variant) -> "CalibrationImages | None":
@@ -144,40 +157,6 @@ def _images(source: "Source", variant: Variant) -> "CalibrationImages | None":
     if variant.precision == "int8":
         raise UsageError("int8 needs calibration images: give --calibrate DIR, or --data for a recipe's own")
     return None
-
-
-def _ranges(
-    source: "Source",
-    float_model: Any,
-    images: "CalibrationImages",
-    chosen: "Plan",
-    kept: tuple[str, ...],
-    system: str,
-) -> calibrate.Chosen:
-    """The range of each activation: candidates are programs with all weights as they will be."""
-    from edgekit import mil
-    from edgekit.coreml import activations, plan, program
-
-    function = mil.load(Path(float_model.package_path))
-    record = replace(images.record, method="", repairs=())
-    observed = source.once(
-        f"coreml pass {record}", lambda: activations.observe(function, images.pixels_NHWC, images.ids)
-    )
-    count = len(images.pixels_NHWC)
-    judges = images.pixels_NHWC[np.linspace(0, count - 1, min(JUDGES, count)).astype(int)]
-
-    def predicted(ranges: calibrate.Ranges) -> "Logits":
-        def change(whole: Any, main: Any) -> None:
-            activations.quantize_(whole, ranges, kept)
-            plan.store_(main, chosen.stored, correct_biases=True)
-
-        model = program.edit(float_model, change, system)
-        return _logits(Path(model.package_path), judges)
-
-    return activations.choose(observed, source.logits(judges), predicted, images.record.method)
-
-
-JUDGES = 128  # images that candidates for ranges are compared on
 
 
 def predict(artifact: Artifact, pixels_NHWC: Pixels) -> "Logits":

@@ -13,12 +13,13 @@ from edgekit import artifact as artifacts
 from edgekit import files
 from edgekit.artifact import Artifact, Repair
 from edgekit.errors import ArtifactError, UsageError
+from edgekit.parity import divergence
 from edgekit.preprocess import Pixels
 from edgekit.profile import costs
-from edgekit.recipe import QAT, REPAIRED, REPAIRS, Variant
+from edgekit.recipe import QAT, REPAIRED, REPAIRS, CalibrationSpec, Variant
 from edgekit.schema import encode
 from edgekit.search import MOST_FLOAT, Classes, Names, Step, Task, Trial, search
-from edgekit.sensitivity import IMAGES, Remedy, remedies, sensitivity
+from edgekit.sensitivity import IMAGES, Remedy, rank, remedies, sensitivity
 
 if TYPE_CHECKING:
     from edgekit.export import Logits, Source
@@ -81,14 +82,23 @@ def repair(
         assert source.calibrate is not None, "there is an int8 file, but nothing to calibrate it on"
         images = source.calibrate(replace(variant.calibration, images=IMAGES)).pixels_NHWC
         kept = variant.calibration.repaired(repairs)
-        like = replace(variant, precision="fp32", max_drop=None, calibration=kept.exact)
-        float_file = make(like, Path(folder, "like")).path
-        int8 = replace(variant, precision="int8", max_drop=None, calibration=kept.uncorrected)
-        int8_file = make(int8, Path(folder, "like")).path
-        layers = sensitivity(float_file, int8_file, images)
-        found = costs(float_file, int8_file)
-        weighed.append("latency" if found.sound else "products")
-        return remedies(layers, MOST_FLOAT, found.shares if found.sound else None)
+
+        def like(precision: str, calibration: CalibrationSpec, keep_float: Names = ()) -> Artifact:
+            plain = replace(variant, max_drop=None, keep_float=keep_float, precision=precision)
+            return make(replace(plain, calibration=calibration), Path(folder, "like"))
+
+        wanted, int8 = like("fp32", kept.exact), like("int8", kept.uncorrected)
+        layers = sensitivity(wanted.path, int8.path, images)
+        shares = costs(wanted.path, int8.path)
+        weighed.append("latency" if shares.sound else "products")
+        found = remedies(layers, shares.shares if shares.sound else None)
+        logits, harms = predict(wanted, images), list[float]()
+        tell("each layer in integers by itself")
+        for one in found:
+            others = tuple(layer.name for layer in layers if layer.name not in one.float_layers)
+            alone = like("int8-mixed", kept.uncorrected, others)
+            harms.append(divergence(logits, predict(alone, images)))
+        return rank(found, harms, MOST_FLOAT * sum(layer.macs for layer in layers))
 
     def resort() -> Trial:
         assert last is not None

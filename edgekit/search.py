@@ -109,7 +109,7 @@ class _Search:
         return met
 
     def met(self, name: str, repairs: Names, remedies: Sequence[Remedy] = ()) -> bool:
-        layers = tuple(dict.fromkeys(name for one in remedies for name in one.float_layers))
+        layers = _layers(remedies)
         return self.tried(Step(name=name, make=lambda: self.task.make(repairs, layers)), repairs, layers)
 
     def repaired(self) -> bool:
@@ -151,8 +151,9 @@ class _Search:
         for start in range(0, len(dear), max(size, 1)):
             group = dear[start : start + size]
             rest = [one for one in kept if one not in group]
-            name = f"without {', '.join(one.layer.name for one in group)}"
-            if rest and self.met(name, self.repairs, rest):
+            name = f"without {', '.join(one.name for one in group)}"
+            needless = set(_layers(rest)) == set(_layers(kept))  # others have its layers, too
+            if rest and (needless or self.met(name, self.repairs, rest)):
                 kept = rest
 
     def result(self) -> tuple[Repair, int]:
@@ -175,6 +176,10 @@ class _Search:
             steps=tuple(self.steps),
         )
         return found, place
+
+
+def _layers(remedies: Sequence[Remedy]) -> Names:
+    return tuple(dict.fromkeys(name for one in remedies for name in one.float_layers))
 
 
 def _top1(truth: Classes, predicted: Classes) -> float:

@@ -6,7 +6,8 @@ quantized file, and computes alone, in integers and in float. The rounding of wh
 make of it who read it: the loss of a small channel beside a large one shows there only.
 
 All layers are fed at once, by copies of both files whose operators are cut apart. So an image costs four runs,
-whatever the number of layers; quantizing one layer at a time would cost a file a layer.
+whatever the number of layers. What an error does to the answers is another matter: one in the stem goes through
+all of the network, one in the last layer through none of it. `rank` is told that, by who can measure it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,14 +62,16 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Remedy:
-    """The layers to compute in float so that *layer* adds no error.
+    """The layers to compute in float so that the one of this *name* adds no error.
 
-    *cost*: the time that they take more then, as a share of the network's; or their share of its products.
+    *cost*: the time that they and the way to float and back take more then, as a share of the network's; or their
+    share of its *macs*.
     """
 
-    layer: Layer
+    name: str
     float_layers: tuple[str, ...]
     cost: float
+    macs: tuple[int, ...] = ()
 
 
 def sensitivity(float_file: Path, quantized: Path, pixels_NHWC: Pixels) -> tuple[Layer, ...]:
@@ -96,15 +99,12 @@ def worst(layers: Sequence[Layer], count: int = 3) -> tuple[Layer, ...]:
     return tuple(one for one in found if one.own_db <= found[0].own_db + 10)
 
 
-def remedies(
-    layers: Sequence[Layer], most: float = 1.0, costs: Mapping[str, float] | None = None
-) -> tuple[Remedy, ...]:
-    """What to compute in float, the most error removed for its cost first; layers that add none are left out.
+def remedies(layers: Sequence[Layer], costs: Mapping[str, float] | None = None) -> tuple[Remedy, ...]:
+    """What to compute in float for each layer that adds error.
 
     *costs*: the time that each layer takes more in float, as a share of the network's; without them its products
     stand for it. A layer whose own error is the rounding of its output takes those who read that along: an integer
-    layer would round it again. All together do at most the share *most* of the network's products, and each adds a
-    layer to those before.
+    layer would round it again.
     """
     by_name, total = {layer.name: layer for layer in layers}, sum(layer.macs for layer in layers)
     found = []
@@ -112,17 +112,26 @@ def remedies(
         readers = _readers(layer, by_name) if layer.rounding >= 0.5 else ()
         names = [name for name in dict.fromkeys((layer.name, *readers)) if not by_name[name].in_float]
         if layer.own_noise and names:
+            macs = tuple(by_name[name].macs for name in names)
             if costs is None:
-                cost = sum(by_name[name].macs for name in names) / max(total, 1)
+                cost = sum(macs) / max(total, 1) + _BORDER_COST
             else:
-                cost = sum(costs.get(name, 0.0) for name in names)
-            found.append(Remedy(layer=layer, float_layers=tuple(names), cost=cost))
+                cost = max(sum(costs.get(name, 0.0) for name in names), 0.0) + _LEAST_COST
+            found.append(Remedy(name=layer.name, float_layers=tuple(names), cost=cost, macs=macs))
+    return tuple(found)
+
+
+def rank(found: Sequence[Remedy], harms: Sequence[float], most_macs: float) -> tuple[Remedy, ...]:
+    """The remedies against most harm for their cost first; those against none are left out.
+
+    *harms*: what each remedy's layers do to the answers when they alone are in integers. All together have at most
+    *most_macs* multiply-accumulates, and each adds a layer to those before.
+    """
     taken: dict[str, int] = {}
     chosen = []
-    least = _BORDER_COST if costs is None else _LEAST_COST
-    for one in sorted(found, key=lambda one: -one.layer.own_noise / (max(one.cost, 0.0) + least)):
-        joined = taken | {name: by_name[name].macs for name in one.float_layers}
-        if len(joined) > len(taken) and sum(joined.values()) <= most * total:
+    for harm, one in sorted(zip(harms, found, strict=True), key=lambda pair: -pair[0] / pair[1].cost):
+        joined = taken | dict(zip(one.float_layers, one.macs, strict=True))
+        if harm > 0 and len(joined) > len(taken) and sum(joined.values()) <= most_macs:
             taken = joined
             chosen.append(one)
     return tuple(chosen)

@@ -14,7 +14,7 @@ from edgekit import convert, mil, source
 from edgekit.artifact import Artifact, Calibration
 from edgekit.coreml import activations, encode, plan, program, systems
 from edgekit.coreml.layers import Judged, Layer
-from edgekit.coreml.repair import remedies
+from edgekit.coreml.repair import of_weights
 from edgekit.errors import ArtifactError, UsageError
 from edgekit.export import CalibrationImages, ExportSource, PixelClassifier, calibration_images
 from edgekit.preprocess import Preprocess, preset
@@ -167,7 +167,7 @@ def test_what_stands_out_is_left_and_what_would_not_shrink() -> None:
 
 
 def test_remedies_are_ranked_by_error_for_bytes_up_to_half_of_what_is_saved() -> None:
-    found = remedies(
+    found = of_weights(
         {
             "large": judged("large", 10.0, 1000, 250),
             "small": judged("small", 10.0, 200, 50),

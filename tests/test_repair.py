@@ -46,7 +46,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("fault", "layers"), [("range", ("model.2", "model.4.pad", "model.4")), ("weights", ("model.6",))]
+    ("fault", "layers"), [("range", ("model.4", "model.2", "model.4.pad")), ("weights", ("model.6",))]
 )
 @pytest.mark.usefixtures("no_repairs")
 def test_the_guilty_layer_alone_is_kept_in_float(fault: Fault, layers: tuple[str, ...], tmp_path: Path) -> None:
@@ -56,8 +56,8 @@ def test_the_guilty_layer_alone_is_kept_in_float(fault: Fault, layers: tuple[str
     assert (found.met, found.float_layers, found.images) == (True, layers, 400)
     assert found.float_top1 > 0.9
     assert found.drop <= BUDGET
-    before, after = found.steps
-    assert before.drop > 40
+    before, *_, after = found.steps
+    assert (before.drop > 40, len(found.steps) <= 3) == (True, True)
     assert after.drop == found.drop
     assert made.size_bytes == after.size_bytes < 1.25 * before.size_bytes
     assert (made.precision, made.name) == ("int8-mixed", "tflite-int8-mixed")

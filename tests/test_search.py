@@ -7,15 +7,14 @@ import pytest
 
 from edgekit.artifact import Repair
 from edgekit.search import Step, Task, Trial, search
-from edgekit.sensitivity import Layer, Remedy
+from edgekit.sensitivity import Remedy
 
 COUNT = 1000
 Wrong = Callable[[Collection[str]], int]  # of the images, for the layers that are in float
 
 
 def remedy(*names: str, cost: float = 0.01) -> Remedy:
-    layer = Layer(name=names[0], kind="CONV_2D", sqnr_db=0.0, own_db=10.0, rounding=0.0, macs=1)
-    return Remedy(layer=layer, float_layers=names, cost=cost)
+    return Remedy(name=names[0], float_layers=names, cost=cost)
 
 
 def searched(

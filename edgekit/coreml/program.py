@@ -69,22 +69,36 @@ def _convert(source: "Source", exported: Any) -> Any:
 def edit(model: Any, change: Callable[[Any, Any], None], target: str) -> Any:
     """The model with its program changed in place by *change* (program, main function), for *target* or later."""
     from coremltools.converters.mil.converter import mil_convert
-    from coremltools.converters.mil.frontend.milproto.load import load
 
     spec = model.get_spec()
-    version = max(spec.specificationVersion, TARGETS[target])
-    program = load(spec, version, model.weights_dir)
-    with program.functions["main"] as function:
-        change(program, function)
     return mil_convert(
-        program,
+        _changed(model, change, target),
         convert_to="mlprogram",
         convert_from="milinternal",
-        specification_version=version,
+        specification_version=_version(spec, target),
         compute_units=model.compute_unit,
         model_description=spec.description,
         skip_model_load=True,
     )
+
+
+def changed(model: Any, change: Callable[[Any, Any], None], target: str) -> Any:
+    """The main function of such a program, to be run by edgekit's reference: no package is made of it."""
+    return _changed(model, change, target).functions["main"]
+
+
+def _changed(model: Any, change: Callable[[Any, Any], None], target: str) -> Any:
+    from coremltools.converters.mil.frontend.milproto.load import load
+
+    spec = model.get_spec()
+    program = load(spec, _version(spec, target), model.weights_dir)
+    with program.functions["main"] as function:
+        change(program, function)
+    return program
+
+
+def _version(spec: Any, target: str) -> int:
+    return max(int(spec.specificationVersion), TARGETS[target])
 
 
 def describe_(model: Any, source: "Source", author: str, licence: str) -> None:

@@ -1,13 +1,14 @@
 """A compressed Core ML file within a budget of accuracy: `edgekit.search` with Core ML's own means.
 
-    as made -> a table for every few outputs (palettes; iOS18) -> layers in fp16, most error for their bytes first
+    as made -> a table for every few outputs (palettes; iOS18) -> layers in fp16, most error for their bytes first;
+    for int8 the operators that do most to the answers
 
 Every step is a file, made and measured on labelled held-out images with edgekit's reference.
 """
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,8 @@ import numpy as np
 from edgekit import artifact as artifacts
 from edgekit import files
 from edgekit.artifact import Artifact
-from edgekit.coreml import layers, plan, program
+from edgekit.coreml import integers, layers, plan, program
+from edgekit.coreml.integers import Integers
 from edgekit.coreml.layers import Judged
 from edgekit.errors import UsageError
 from edgekit.preprocess import Pixels
@@ -26,7 +28,7 @@ from edgekit.recipe import Variant
 from edgekit.repair import NO_LABELS
 from edgekit.schema import encode
 from edgekit.search import Classes, Names, Task, Trial, search
-from edgekit.sensitivity import Layer, Remedy
+from edgekit.sensitivity import Remedy
 
 if TYPE_CHECKING:
     from edgekit.export import Logits, Source
@@ -63,12 +65,15 @@ def repair(
         return Trial(predicted=predicted, size_bytes=made[-1].size_bytes)
 
     def ranked(repairs: Names) -> tuple[Remedy, ...]:
-        pixels = source.calibrate(variant.calibration).pixels_NHWC if source.calibrate else held_out.pixels_NHWC
+        images = source.calibrate(variant.calibration) if source.calibrate else None
+        form = plan.scheme_of(asked(repairs, ()))
         with quiet():
-            bench = layers.bench(source, program.floats(source, "fp16"), pixels)
-            form = plan.scheme_of(asked(repairs, ()))
+            float_model = program.floats(source, "fp16")
+            bench = layers.bench(source, float_model, images.pixels_NHWC if images else held_out.pixels_NHWC)
+            if variant.precision == "int8" and images:
+                return of_integers(integers.judge(source, float_model, bench, images), variant.keep_float)
             judged = bench.judge(form.encode)
-        return remedies(plan.choose(judged, variant.keep_float).stored)
+        return of_weights(plan.choose(judged, variant.keep_float).stored)
 
     tables = scheme.table and not scheme.zeros and variant.group is None
     tables = tables and variant.deploy in (None, "iOS18")
@@ -101,7 +106,20 @@ def repair(
         return best
 
 
-def remedies(stored: Mapping[str, Judged]) -> tuple[Remedy, ...]:
+def of_integers(int8: Integers, keep: Collection[str]) -> tuple[Remedy, ...]:
+    """Operators to leave in fp16 beside those that are: the most harm for its cost first, up to half of int8."""
+    left = int8.left(keep)
+    rest = [one for one in int8.operators if one.harm > 0 and one not in left and one.name not in keep]
+    spent, found = sum(one.macs + one.weights for one in left), []
+    for one in sorted(rest, key=lambda one: -one.harm / one.cost):
+        spent += one.macs + one.weights
+        if spent > 2 * MOST:  # of weights and products together
+            break
+        found.append(Remedy(name=one.name, float_layers=(one.name,), cost=one.cost))
+    return tuple(found)
+
+
+def of_weights(stored: Mapping[str, Judged]) -> tuple[Remedy, ...]:
     """Layers to leave in fp16, the most error for its bytes first, while half of what is saved stays saved."""
     extra = {name: max(one.layer.size_bytes - one.stored.size_bytes, 1) for name, one in stored.items()}
     saved, spent, found = sum(extra.values()), 0, []
@@ -109,13 +127,5 @@ def remedies(stored: Mapping[str, Judged]) -> tuple[Remedy, ...]:
         if one.own_db >= plan.SOUND_DB or spent + extra[name] > MOST * saved:
             continue
         spent += extra[name]
-        layer = Layer(
-            name=name,
-            kind=one.layer.kind,
-            sqnr_db=one.own_db,
-            own_db=one.own_db,
-            rounding=0.0,
-            macs=one.layer.macs,
-        )
-        found.append(Remedy(layer=layer, float_layers=(name,), cost=extra[name] / saved))
+        found.append(Remedy(name=name, float_layers=(name,), cost=extra[name] / saved))
     return tuple(found)
