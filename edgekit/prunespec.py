@@ -18,8 +18,8 @@ class PruneSpec:
     weights, ``bn`` by batch norm's scales, ``lamp`` by the weights that are left beside. ``scope``: channels
     compete over the whole network, or each layer loses the same share. Widths are multiples of ``round_to``.
     In ``steps``, with ``recovery_epochs`` of training after each but the last; then ``epochs`` of it.
-    ``learning_rate``: of both, without it a fifth of the training's. ``distill``: the dense network's share in
-    the loss, at ``temperature``. ``spare``: layers that keep what they give.
+    ``learning_rate``: of both, without it the training's own. ``distill``: the dense network's share in the loss,
+    at ``temperature``. ``spare``: layers that keep what they give.
     ``sparsity``: in the last training this share of the weights of 1x1 convolutions becomes zero, besides a budget
     or in its place; 0.5 with ``pattern = "2:4"`` is two of four neighbours.
     """

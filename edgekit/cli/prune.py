@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--learning-rate",
         type=positive,
         metavar="R",
-        help="of that training; default a fifth of the network's own",
+        help="of that training; default the network's own",
     )
     parser.add_argument(
         "--round-to", type=count, default=plain.round_to, metavar="N", help="widths are multiples; default 8"
