@@ -59,7 +59,7 @@ precisions = {
     "int8": Precision(
         does="int8 weights and activations, ranges by calibration images; iOS 17",
         size="0.26-0.30",
-        lacks="the first layer's input; activation functions but ReLU, and products: fp16; small layers' weights",
+        lacks="the first layer, activation functions but ReLU, products, what does most to the answers: fp16",
     ),
 }
 extra = "coreml"
