@@ -1,6 +1,7 @@
 """A pruning with its training on a few digits: on disk after each step, resumed anywhere, refused if wrong."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from itertools import cycle
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgekit import checkpoint, data, files, models, prune
+from edgekit import checkpoint, data, files, measure, models, prune
 from edgekit.checkpoint import Checkpoint
 from edgekit.cli import main
 from edgekit.convert import convert
@@ -228,6 +229,14 @@ def test_a_candidate_is_measured_beside_the_dense_network(dense: Checkpoint) -> 
     assert share > 0
     assert said[0].startswith("measured on fake://pi5: ")
     assert f"{100 * share:.1f} % of the dense network's" in said[0]
+
+
+def test_a_doubtful_measurement_says_why(dense: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "MAX_OTHER_LOAD", -1.0)  # any machine is too busy
+    said: list[str] = []
+    chooser = Chooser(dense, PruneSpec(keep_latency=0.6, importance="lamp", epochs=0), None, None)
+    latency.on_device(dense, "local", said.append)(chooser.candidate(chooser.graph.macs // 2))
+    assert re.search(r"give or take [0-9.]+ %; doubtful: .*other programs kept [0-9.]+ cores busy", said[0])
 
 
 def test_the_command_prunes_and_says_what_is_left(

@@ -32,7 +32,7 @@ FINE = 0.004  # of the dense network's multiply-accumulates: nothing is to be fo
 EDGE = 0.1  # of what is left to be searched: a guess keeps that far from what was measured
 
 TARGET = "tflite"
-SHORT = BenchSpec(samples=200, seconds=2.0, blocks=10, warmup_seconds=0.3)
+SHORT = BenchSpec(samples=200, seconds=5.0, blocks=8, warmup_seconds=0.3)  # load is told of blocks from 0.5 s on
 VISITS, SURE = 3, 0.03  # a measurement is repeated, at most so often, until its interval reaches no farther
 
 Meter = Callable[[Candidate], float]  # the candidate's time as a share of the dense network's
@@ -128,7 +128,9 @@ def on_device(dense: Checkpoint, address: str, say: Callable[[str], None]) -> Me
         share = float(np.median(ratios))  # of blocks side by side: what slows down the device slows down both
         dense_ms, reach = float(np.median([*slow.values()])), 50 * (high - low)
         told = f"{100 * share:.1f} % of the dense network's {dense_ms:.3f} ms, give or take {reach:.1f} %"
-        say(f"measured on {address}: {share * dense_ms:.3f} ms, {told}")
+        doubts = dict.fromkeys(reason for one in found for reason in one.validity.reasons)
+        doubt = f"; doubtful: {', '.join(doubts)}" if doubts else ""
+        say(f"measured on {address}: {share * dense_ms:.3f} ms, {told}{doubt}")
         return share
 
     return measure
