@@ -93,8 +93,8 @@ def repair(
         weighed.append("latency" if shares.sound else "products")
         found = remedies(layers, shares.shares if shares.sound else None)
         logits, harms = predict(wanted, images), list[float]()
-        tell("each layer in integers by itself")
-        for one in found:
+        for number, one in enumerate(found, 1):
+            tell(f"alone in integers: {one.name}, {number} of {len(found)}")
             others = tuple(layer.name for layer in layers if layer.name not in one.float_layers)
             alone = like("int8-mixed", kept.uncorrected, others)
             harms.append(divergence(logits, predict(alone, images)))
