@@ -13,7 +13,7 @@ from torch import nn
 
 from edgekit import convert, mil, source
 from edgekit.artifact import Artifact, Calibration
-from edgekit.coreml import activations, encode, plan, program, systems
+from edgekit.coreml import activations, encode, integers, plan, program, systems
 from edgekit.coreml.layers import Judged, Layer
 from edgekit.coreml.repair import of_weights
 from edgekit.errors import ArtifactError, UsageError
@@ -148,6 +148,8 @@ def test_the_passes_that_int8_needs_are_there() -> None:
 
     for name in (activations.PREFIX, activations.SUFFIX, activations.ELIMINATION):
         assert name in PASS_REGISTRY
+    assert tuple(PASS_REGISTRY[activations.PREFIX].SUPPORTED_UNARY_OP_TYPES) == integers.UNARY
+    assert tuple(PASS_REGISTRY[activations.PREFIX].SUPPORTED_BINARY_OP_TYPES) == integers.BINARY
 
 
 def judged(name: str, own_db: float, size: int, stored: int) -> Judged:

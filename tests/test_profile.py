@@ -76,3 +76,4 @@ def test_remedies_are_weighed_by_time(both: tuple[Path, Path]) -> None:
     found = {one.name: one.cost for one in remedies(layers, dict.fromkeys(LAYERS - cheap, 9.0))}
     assert (found["model.8"], found["logits"]) == (0.01, 0.01)
     assert min(found["model.2"], found["model.4"], found["model.6"]) > 9
+    assert found != {one.name: one.cost for one in remedies(layers)}

@@ -3,7 +3,7 @@
 Candidates are changed in memory and run by edgekit's reference; none is written.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ ENOUGH = 0.0005  # nats: the harm of all operators in int8 together by which the
 LITTLE = 0.0001  # nats, of one
 LEFT_WEIGHTS, LEFT_MACS = 0.05, 0.25  # shares of the network that may be left for its answers' sake
 _LEAST_COST = 0.01  # of the network: to fp16 and back costs something, however small the operator
-_UNARY = ("conv", "linear", "avg_pool", "max_pool")
+UNARY, BINARY = ("conv", "linear", "avg_pool", "max_pool"), ("add",)  # as coremltools's passes have them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +40,6 @@ class Operator:
     """
 
     name: str
-    kind: str
     harm: float
     weights: float
     macs: float
@@ -108,22 +107,21 @@ def _judge(source: "Source", float_model: Any, bench: Bench, images: "Calibratio
         observed, source.logits(judges), lambda found: predicted(found, (), judges), images.record.method
     )
     few = _spread(pixels, min(max(PIXELS // area, FEW[0]), FEW[1]))
-    wanted, kinds = source.logits(few), quantizable(function)
+    wanted, names = source.logits(few), quantizable(function)
     layers = {layer.name: layer for layer in bench.layers}
     weights, macs = sum(one.size_bytes for one in bench.layers), sum(one.macs for one in bench.layers)
 
     def operator(name: str) -> Operator:
-        alone = predicted(ranges.ranges, kinds.keys() - {name}, few)
+        alone = predicted(ranges.ranges, set(names) - {name}, few)
         layer = layers.get(name)
         return Operator(
             name=name,
-            kind=kinds[name],
             harm=divergence(wanted, alone),
             weights=layer.size_bytes / weights if layer else 0.0,
             macs=layer.macs / macs if layer else 0.0,
         )
 
-    found = tuple(operator(name) for name in kinds if name != stem)
+    found = tuple(operator(name) for name in names if name != stem)
     return Integers(ranges=ranges, operators=found, stem=stem)
 
 
@@ -134,20 +132,15 @@ def _change_(
     plan.store_(main, {name: one for name, one in stored.items() if name not in keep}, correct_biases=True)
 
 
-def quantizable(function: Any) -> dict[str, str]:
-    """The kinds of the operators that coremltools's passes quantize, by name, in the order of the program."""
-    return {one.name: one.op_type for one in function.operations if _is_quantizable(one)}
+def quantizable(function: Any) -> tuple[str, ...]:
+    """The names of the operators that coremltools's passes quantize, in the order of the program."""
+    return tuple(one.name for one in function.operations if _is_quantizable(one))
 
 
 def _is_quantizable(operation: Any) -> bool:
-    if operation.op_type in _UNARY:
-        return True
-    return operation.op_type == "add" and all(one.val is None for one in _terms(operation))
-
-
-def _terms(operation: Any) -> Iterator[Any]:
-    yield operation.inputs["x"]
-    yield operation.inputs["y"]
+    if operation.op_type in BINARY:
+        return all(operation.inputs[name].val is None for name in ("x", "y"))
+    return operation.op_type in UNARY
 
 
 def _spread(pixels_NHWC: Pixels, count: int) -> Pixels:

@@ -112,9 +112,9 @@ def of_integers(int8: Integers, keep: Collection[str]) -> tuple[Remedy, ...]:
     rest = [one for one in int8.operators if one.harm > 0 and one not in left and one.name not in keep]
     spent, found = sum(one.macs + one.weights for one in left), []
     for one in sorted(rest, key=lambda one: -one.harm / one.cost):
+        if spent + one.macs + one.weights > 2 * MOST:  # of weights and products together
+            continue
         spent += one.macs + one.weights
-        if spent > 2 * MOST:  # of weights and products together
-            break
         found.append(Remedy(name=one.name, float_layers=(one.name,), cost=one.cost))
     return tuple(found)
 
