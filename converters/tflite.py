@@ -109,7 +109,7 @@ def convert(source: "Source", variant: Variant, out: Path) -> Conversion:
     if lessons:  # outside of quiet: it shows how far it is
         trained = _trained(lessons, variant, exact, content, out)
         with quiet(), converting("ai-edge-quantizer"):
-            content = quantize(trained.content, QAT, trained.ranges)
+            content = quantize(trained.content, QAT, trained.ranges, variant.keep_float)
         learnt = (*trained.notes, *_unseen(lessons, source.labels))
     content = _finish(content, json.dumps(embedded), variant.io)
     content, doubt = sparse.stored(content) if variant.precision == "sparse" else (content, ())

@@ -75,6 +75,6 @@ def layers(model: Any, names: tuple[str, ...]) -> list[str]:
     if strange := [name for name in found if name not in known]:
         raise UsageError(
             f"keep_float: the model has no layer {strange[0]!r}{nearest(strange[0], known)}; "
-            "`edgekit inspect FILE` names the layers of an fp32 file"
+            "`edgekit inspect FILE --layers` names those of an fp32 file"
         )
     return found

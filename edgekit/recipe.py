@@ -114,7 +114,7 @@ class Variant:
 
     ``max_drop``: percentage points of top-1 that int8 may lose; where it loses more, its weights are repaired, and
     where that does not suffice, layers are kept in float and it becomes ``int8-mixed``. ``keep_float``: the layers
-    that int8-mixed keeps, by name, without a search.
+    that int8-mixed and int8-qat keep, by name, without a search.
     ``io``: what the file takes and gives. ``uint8`` is raw pixels, and float logits; ``int8`` is pixels less 128,
     and int8 logits, with nothing in float between them, for microcontrollers. ``qat``: how int8-qat is trained.
     Of Core ML all compressed precisions take ``max_drop`` and ``keep_float``, and palettes ``group``: the outputs
@@ -150,8 +150,8 @@ class Variant:
             raise ValueError(f"max_drop goes with precision {' or '.join(REPAIRED)}, not {self.precision}")
         if self.group is not None and not (weights and self.precision.startswith("pal")):
             raise ValueError(f"group goes with pal2 to pal8 of coreml, not {self.target} {self.precision}")
-        if self.keep_float and self.precision != "int8-mixed" and not weights:
-            raise ValueError(f"keep_float goes with precision int8-mixed, not {self.precision}")
+        if self.keep_float and self.precision not in ("int8-mixed", QAT) and not weights:
+            raise ValueError(f"keep_float goes with precision int8-mixed or {QAT}, not {self.precision}")
         if self.keep_float and self.max_drop is not None and not weights:
             raise ValueError("keep_float names the layers that max_drop would search for: leave out one of them")
 

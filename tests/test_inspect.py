@@ -81,6 +81,25 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ["CAST", "1", "float32", "none"] in lines
 
 
+def test_layers_by_name_in_their_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tiny_models.tflite(tmp_path / "dense.tflite").path
+    names = [one.name for one in convert.for_file(path).inspect(path).details]
+    assert main(["inspect", str(path), "--layers"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    start = lines.index(["layer", "operator", "gives", "weights", "MACs", "stored", "taken", "by", "XNNPACK"]) + 1
+    assert [line[0] for line in lines[start : start + 3]] == names
+    last = [names[2], "FULLY_CONNECTED", "float32", "float32", "0.00", "M", "3.07", "kB", "yes"]
+    assert (lines[start][1:], lines[start + 2]) == (["CAST", "float32", "no"], last)
+
+
+def test_layers_of_a_file_that_tells_its_weights_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tiny_models.onnx(tmp_path / "dense.onnx").path
+    [held] = {one.layer for one in convert.for_file(path).inspect(path).parts}
+    assert main(["inspect", str(path), "--layers"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[lines.index(["layer", "operator", "weights", "stored"]) + 1][:1] == [held]
+
+
 def test_the_table_without_a_runtime_that_loads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unloadable(tmp_path / "new.tflite")
     assert main(["inspect", str(tmp_path / "new.tflite")]) == 0

@@ -320,6 +320,15 @@ def test_classes_without_an_image_are_named(tmp_path: Path) -> None:
     assert "no image to train on of 2 of 3 classes: red, blue" in made.notes
 
 
+def test_layers_may_stay_in_float_while_the_others_learn(tmp_path: Path) -> None:
+    variant = Variant(target="tflite", precision="int8-qat", keep_float=("logits",), qat=QatSpec(epochs=1))
+    images = guilty_models.images(64, seed=4)[0]
+    [made] = convert.convert(taught("none"), [variant], images, tmp_path, lambda *_: None)
+    stem, *others, last = [one.weights for one in made_of(made) if one.macs]
+    assert (stem, set(others), last) == ("float32", {"int8"}, "float32")
+    assert "kept in float: logits" in made.notes
+
+
 def test_training_starts_from_the_float_weights() -> None:
     with pytest.raises(ValueError, match="leave out correct_biases and adaround"):
         Variant(

@@ -247,7 +247,10 @@ def test_settings_that_do_not_go_together() -> None:
     for given, fault in (
         ({"precision": "fp16", "max_drop": 0.5}, "max_drop goes with precision int8 or int8-mixed, not fp16"),
         ({"precision": "int8", "max_drop": -0.5}, "max_drop: -0.5 is out of range; it must be between 0 and 100"),
-        ({"precision": "int8", "keep_float": ["a"]}, "keep_float goes with precision int8-mixed, not int8"),
+        (
+            {"precision": "int8", "keep_float": ["a"]},
+            "keep_float goes with precision int8-mixed or int8-qat, not int8",
+        ),
         (
             {"precision": "int8-mixed", "keep_float": ["a"], "max_drop": 1},
             "keep_float names the layers that max_drop",

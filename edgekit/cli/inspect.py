@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 from edgekit.cli.terminal import add_json, table, write_json
 
 if TYPE_CHECKING:
-    from edgekit.convert import Inspection
+    from edgekit.convert import Inspection, Part
 
 EXAMPLES = """examples:
   edgekit inspect runs/quickstart/artifacts/tflite-int8.tflite
+  edgekit inspect model.tflite --layers            an operator a line, with its name
   edgekit inspect model.tflite --json -
   edgekit inspect coreml-fp16.mlpackage --swift    the lines that load it and classify an image; of a .tflite
                                                    --kotlin and --python
@@ -20,6 +21,9 @@ LINES = "print the lines that load the file and classify an image"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path, help="a model file: .tflite, .onnx or .mlpackage")
+    parser.add_argument(
+        "--layers", action="store_true", help="list the layers with their names, not the kinds of operators"
+    )
     lines = parser.add_mutually_exclusive_group()
     lines.add_argument("--swift", action="store_const", dest="language", const="swift", help=f"{LINES}, for iOS")
     lines.add_argument(
@@ -95,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         rows.append(("sidecar", "none: not made by edgekit, or parted from it"))
     print("\n".join(f"{name:12} {value}" for name, value in rows), end="\n\n")
-    print(_operators(found, taken), end="\n\n")
+    print((_layers if args.layers else _operators)(found, taken), end="\n\n")
     if fault:
         print(f"XNNPACK      {fault}", end="\n\n")
     print(table(("stored as", "size"), [(name, units.size(count)) for name, count in found.weights]))
@@ -136,6 +140,34 @@ def _operators(found: "Inspection", taken: tuple[bool, ...]) -> str:
         rows.append((key[0], str(len(group)), *key[1:], computed, stored, share if taken else "?"))
     head = ("operator", "count", "gives", "weights", "MACs", "stored", "taken by XNNPACK")
     return table(head, rows)
+
+
+def _layers(found: "Inspection", taken: tuple[bool, ...]) -> str:
+    """The table of layers in the order in which they run; where that is not known, of those that hold weights."""
+    from edgekit import units
+
+    if not found.details:
+        parts: dict[tuple[str, str], list[Part]] = {}
+        for one in found.parts:
+            parts.setdefault((one.layer, one.kind), []).append(one)
+        return table(
+            ("layer", "operator", "weights", "stored"),
+            [
+                (
+                    *key,
+                    max(held, key=lambda one: one.size_bytes).dtype,
+                    units.size(sum(one.size_bytes for one in held)),
+                )
+                for key, held in parts.items()
+            ],
+        )
+    by = ["yes" if one else "no" for one in taken] or ["?"] * len(found.details)
+    rows = []
+    for operator, mark in zip(found.details, by, strict=True):
+        computed = f"{operator.macs / 1e6:.2f} M" if operator.macs else ""
+        stored = units.size(operator.size_bytes) if operator.size_bytes else ""
+        rows.append((operator.name, operator.kind, operator.dtype, operator.weights, computed, stored, mark))
+    return table(("layer", "operator", "gives", "weights", "MACs", "stored", "taken by XNNPACK"), rows)
 
 
 def _tensor(spec: "object") -> str:
