@@ -59,7 +59,8 @@ precisions = {
     "int8": Precision(
         does="int8 weights and activations, ranges by calibration images; --io int8: for microcontrollers",
         size="0.26-0.30",
-        lacks="the first convolution; HARD_SWISH, computed as a look-up of 8 bits; RELU6 and LEAKY_RELU not fused",
+        lacks="the first convolution, and a depthwise one after its h-swish or SiLU; HARD_SWISH: a look-up of 8 "
+        "bits; RELU6 and LEAKY_RELU not fused",
     ),
     "int8-mixed": Precision(
         does="int8, but fp32 in the layers that cost most top-1, found on labelled images",

@@ -98,17 +98,38 @@ def prepend_dequantize(model: Any) -> None:
 
 
 def stem(model: Any) -> tuple[str, ...]:
-    """The names of what the operators give from the input to the first convolution; none where it comes later."""
+    """The names of what the operators give from the input to the first convolution; none where it comes later.
+
+    Where h-swish or SiLU and a depthwise convolution follow, those are of it, too.
+    """
     graph, names = model.subgraphs[0], operator_names(model)
-    current, found = int(graph.inputs[0]), []
-    while True:
-        users = [operator for operator in graph.operators if current in operator.inputs]
-        if len(users) != 1 or names[users[0].opcodeIndex] not in ("ADD", "SUB", "MUL", "PAD", "CONV_2D"):
+
+    def users(index: int) -> dict[str, Any]:
+        return {names[one.opcodeIndex]: one for one in graph.operators if index in one.inputs}
+
+    def gives(operator: Any) -> int:
+        return int(operator.outputs[0])
+
+    current, found = int(graph.inputs[0]), list[Any]()
+    while not found or names[found[-1].opcodeIndex] != "CONV_2D":
+        taken = [one for one in graph.operators if current in one.inputs]
+        if len(taken) != 1 or names[taken[0].opcodeIndex] not in ("ADD", "SUB", "MUL", "PAD", "CONV_2D"):
             return ()
-        current = int(users[0].outputs[0])
-        found.append(text(graph.tensors[current].name))
-        if names[users[0].opcodeIndex] == "CONV_2D":
-            return tuple(found)
+        found.append(taken[0])
+        current = gives(found[-1])
+    match users(current):
+        case {"HARD_SWISH": swish, **others} if not others:
+            soft = [swish]
+        case {"LOGISTIC": gate, "MUL": swish, **others} if not others and gives(gate) in swish.inputs:
+            soft = [gate, swish]
+        case _:
+            soft = []
+    after = users(gives(soft[-1])) if soft else {}
+    padded = [after["PAD"]] if "PAD" in after else []
+    last = (users(gives(padded[0])) if padded else after).get("DEPTHWISE_CONV_2D")
+    if last is not None:
+        found += [*soft, *padded, last]
+    return tuple(text(graph.tensors[gives(one)].name) for one in found)
 
 
 def rename_ends(model: Any, before: str, after: str) -> None:

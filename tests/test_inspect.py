@@ -4,13 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+from torch import Tensor, nn
 
 from edgekit import convert, flatbuffer, xnnpack
 from edgekit.cli import main
 from edgekit.errors import ArtifactError
+from edgekit.export import PixelClassifier
 from edgekit.flatbuffer import Operator
+from edgekit.lower import lower
 from edgekit.lower.graph import Graph, Node
 from edgekit.lower.write import to_bytes
+from edgekit.preprocess import preset
 from tests import tiny_models
 
 VALUES = tiny_models.SIDE * tiny_models.SIDE * 3
@@ -119,3 +123,48 @@ def test_json_holds_each_operator(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_the_stem_ends_with_the_first_convolution(tmp_path: Path) -> None:
     assert flatbuffer.stem(flatbuffer.unpack(chain("RELU"))) == ()
     assert flatbuffer.stem(flatbuffer.unpack(tiny_models.tflite(tmp_path / "x.tflite").path.read_bytes())) == ()
+
+
+SWISH = ["activation", "second"]
+
+
+class Stem(nn.Module):
+    """A first convolution, an activation, a second convolution; *joined*: a sum reads the activation, too."""
+
+    def __init__(self, activation: nn.Module, second: nn.Conv2d, joined: bool) -> None:
+        super().__init__()
+        self.first, self.activation, self.second = nn.Conv2d(3, 8, 3, padding=1), activation, second
+        self.dense, self.joined = nn.Linear(8, 2), joined
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.first(x))
+        y = self.second(x)
+        logits: Tensor = self.dense((x + y if self.joined else y).mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("activation", "second", "joined", "more"),
+    [
+        (nn.Hardswish(), nn.Conv2d(8, 8, 3, padding=1, groups=8), False, SWISH),
+        (nn.Hardswish(), nn.Conv2d(8, 8, 3, padding=1, groups=8), True, SWISH),
+        (nn.Hardswish(), nn.Conv2d(8, 8, 3, 2, 1, groups=8), False, ["activation", "second.pad", "second"]),
+        (
+            nn.SiLU(),
+            nn.Conv2d(8, 8, 3, padding=1, groups=8),
+            False,
+            ["activation.sigmoid", "activation", "second"],
+        ),
+        (nn.Hardswish(), nn.Conv2d(8, 8, 1), False, []),
+        (nn.Hardswish(), nn.Conv2d(8, 8, 3, 2, 1), False, []),
+        (nn.ReLU6(), nn.Conv2d(8, 8, 3, padding=1, groups=8), False, []),
+        (nn.Sigmoid(), nn.Conv2d(8, 8, 3, padding=1, groups=8), False, []),
+    ],
+)
+def test_a_soft_activation_takes_the_first_depthwise_layer_into_the_stem(
+    activation: nn.Module, second: nn.Conv2d, joined: bool, more: list[str]
+) -> None:
+    net = PixelClassifier(Stem(activation, second, joined), preset("imagenet", 8, 8)).eval()
+    found = flatbuffer.stem(flatbuffer.unpack(lower(net, (1, 8, 8, 3))))
+    first = list(found).index("model.first")
+    assert found[first + 1 :] == tuple(f"model.{name}" for name in more)
