@@ -35,9 +35,12 @@ SIDE, IMAGES, CLASSES = 64, 4, 100
 PROGRAM = Path(__file__).with_name("on_arm64.py")
 LIMIT_S = 900
 # Signal over difference to this machine's answers, in dB, at least. Float kernels add in another order, int8 ones
-# may round a product differently (here 111 dB and more). What dyn8 rounds on its way, random weights make larger
-# from layer to layer: its signal over its own error is 3 to 16 dB, over that between machines 17 and more.
-NEAR_DB = {"fp32": 90.0, "fp16": 90.0, "w8": 90.0, "dyn8": 12.0, "int8": 40.0, "int8-mixed": 40.0}
+# may round a product differently (here 109 dB and more). What dyn8 rounds on its way, and int8-mixed after each of
+# its layers in float, random weights make larger from layer to layer: the signal over its own error is 1 to 16 dB,
+# over that between machines 17 and more, and the class may be another.
+NEAR_DB = {"fp32": 90.0, "fp16": 90.0, "w8": 90.0, "int8": 40.0}
+ROUGH_DB = {"dyn8": 12.0, "int8-mixed": 12.0}
+PRECISIONS = (*NEAR_DB, *ROUGH_DB)
 Answer = dict[str, Any]
 
 
@@ -71,7 +74,7 @@ def written(name: str, out: Path) -> list[Path]:
     )
     found = []
     layers: list[str] = []
-    for precision in NEAR_DB:
+    for precision in PRECISIONS:
         keep = tuple(layers[len(layers) // 3 : 2 * len(layers) // 3]) if precision == "int8-mixed" else ()
         path = out / f"{name}-{precision}.tflite"
         variant = Variant(target="tflite", precision=precision, keep_float=keep)
@@ -113,7 +116,7 @@ def sqnr_db(reference: list[list[float]], values: list[list[float]]) -> float:
 @pytest.mark.parametrize("cpu", CPUS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_xnnpack_takes_every_operator(job: Path, family: str, cpu: str) -> None:
-    for precision in NEAR_DB:
+    for precision in PRECISIONS:
         found, here = (answers(job, where)[f"{family}-{precision}"] for where in (cpu, ""))
         assert found["machine"] == "aarch64"
         outside = found["taken"].count(False)
@@ -124,9 +127,9 @@ def test_xnnpack_takes_every_operator(job: Path, family: str, cpu: str) -> None:
 @pytest.mark.parametrize("cpu", CPUS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_answers_are_those_of_this_machine(job: Path, family: str, cpu: str) -> None:
-    for precision, bound_db in NEAR_DB.items():
+    for precision, bound_db in (NEAR_DB | ROUGH_DB).items():
         found, here = (answers(job, where)[f"{family}-{precision}"]["answers"] for where in (cpu, ""))
         assert np.ptp(np.array(here), axis=0).max() > 0  # they depend on the image
         assert (precision, sqnr_db(here, found) > bound_db) == (precision, True)
-        if precision != "dyn8":
+        if precision in NEAR_DB:
             assert np.argmax(found, axis=1).tolist() == np.argmax(here, axis=1).tolist()
