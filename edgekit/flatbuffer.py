@@ -100,35 +100,39 @@ def prepend_dequantize(model: Any) -> None:
 def stem(model: Any) -> tuple[str, ...]:
     """The names of what the operators give from the input to the first convolution; none where it comes later.
 
-    Where h-swish or SiLU and a depthwise convolution follow, those are of it, too.
+    Where h-swish or SiLU and depthwise convolutions follow, those are of it, too.
     """
     graph, names = model.subgraphs[0], operator_names(model)
 
-    def users(index: int) -> dict[str, Any]:
-        return {names[one.opcodeIndex]: one for one in graph.operators if index in one.inputs}
+    def users(index: int) -> list[tuple[str, Any]]:
+        found = [(names[one.opcodeIndex], one) for one in graph.operators if index in one.inputs]
+        return sorted(found, key=lambda pair: pair[0])
 
     def gives(operator: Any) -> int:
         return int(operator.outputs[0])
 
-    current, found = int(graph.inputs[0]), list[Any]()
-    while not found or names[found[-1].opcodeIndex] != "CONV_2D":
-        taken = [one for one in graph.operators if current in one.inputs]
-        if len(taken) != 1 or names[taken[0].opcodeIndex] not in ("ADD", "SUB", "MUL", "PAD", "CONV_2D"):
-            return ()
-        found.append(taken[0])
-        current = gives(found[-1])
+    current, kind, found = int(graph.inputs[0]), "", list[Any]()
+    while kind != "CONV_2D":
+        match users(current):
+            case [("ADD" | "SUB" | "MUL" | "PAD" | "CONV_2D" as kind, one)]:
+                found.append(one)
+                current = gives(one)
+            case _:
+                return ()
     match users(current):
-        case {"HARD_SWISH": swish, **others} if not others:
+        case [("HARD_SWISH", swish)]:
             soft = [swish]
-        case {"LOGISTIC": gate, "MUL": swish, **others} if not others and gives(gate) in swish.inputs:
+        case [("LOGISTIC", gate), ("MUL", swish)] if gives(gate) in swish.inputs:
             soft = [gate, swish]
         case _:
             soft = []
-    after = users(gives(soft[-1])) if soft else {}
-    padded = [after["PAD"]] if "PAD" in after else []
-    last = (users(gives(padded[0])) if padded else after).get("DEPTHWISE_CONV_2D")
-    if last is not None:
-        found += [*soft, *padded, last]
+    layers = []
+    for kind, one in users(gives(soft[-1])) if soft else ():
+        padded = kind == "PAD"
+        readers = users(gives(one)) if padded else [(kind, one)]
+        deep = [reader for kind, reader in readers if kind == "DEPTHWISE_CONV_2D"]
+        layers += [one, *deep] if padded and deep else deep
+    found += [*soft, *layers] if layers else []
     return tuple(text(graph.tensors[gives(one)].name) for one in found)
 
 

@@ -92,7 +92,7 @@ def test_layers_by_name_in_their_order(tmp_path: Path, capsys: pytest.CaptureFix
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     start = lines.index(["layer", "operator", "gives", "weights", "MACs", "stored", "taken", "by", "XNNPACK"]) + 1
     assert [line[0] for line in lines[start : start + 3]] == names
-    last = [names[2], "FULLY_CONNECTED", "float32", "float32", "0.00", "M", "3.07", "kB", "yes"]
+    last = [names[2], "FULLY_CONNECTED", "float32", "float32", "768", "3.07", "kB", "yes"]
     assert (lines[start][1:], lines[start + 2]) == (["CAST", "float32", "no"], last)
 
 
@@ -168,3 +168,23 @@ def test_a_soft_activation_takes_the_first_depthwise_layer_into_the_stem(
     found = flatbuffer.stem(flatbuffer.unpack(lower(net, (1, 8, 8, 3))))
     first = list(found).index("model.first")
     assert found[first + 1 :] == tuple(f"model.{name}" for name in more)
+
+
+class Forked(nn.Module):
+    """Two depthwise layers that read one activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.activation, self.dense = nn.Conv2d(3, 8, 1), nn.SiLU(), nn.Linear(8, 2)
+        self.near, self.far = nn.Conv2d(8, 8, 3, 2, 1, groups=8), nn.Conv2d(8, 8, 2, 2, groups=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.first(x))
+        logits: Tensor = self.dense((self.near(x) + self.far(x)).mean((2, 3)))
+        return logits
+
+
+def test_all_depthwise_layers_that_read_it_are_of_the_stem() -> None:
+    net = PixelClassifier(Forked(), preset("imagenet", 8, 8)).eval()
+    found = flatbuffer.stem(flatbuffer.unpack(lower(net, (1, 8, 8, 3))))
+    assert set(found) >= {f"model.{name}" for name in ("activation", "near.pad", "near", "far")}

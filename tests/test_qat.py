@@ -144,15 +144,18 @@ TOYS: dict[str, Callable[[Toy, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", TOYS)
-def test_the_file_has_the_ranges_that_were_learned(name: str) -> None:
+KEPT = {"a concatenation among others": ("model.join",), "constants are rounded": ("model.conv",)}
+
+
+@pytest.mark.parametrize(("name", "keep"), [*((name, ()) for name in TOYS), *KEPT.items()])
+def test_the_file_has_the_ranges_that_were_learned(name: str, keep: tuple[str, ...]) -> None:
     """All that learns is moved by chance: the file that is made of it still computes what the network does."""
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(0)
         randomise_(net := Toy(TOYS[name]))
         exact = lower(PixelClassifier(net, preset("imagenet", SIDE, SIDE)).eval(), (1, SIDE, SIDE, 3))
         observed = calibrate.observe(exact, convert.noise((SIDE, SIDE, 3), 24, seed=1))
-        network = Network(exact, quantize(exact, "int8", calibrate.by_rule(observed, "min-max").ranges))
+        network = Network(exact, quantize(exact, "int8", calibrate.by_rule(observed, "min-max").ranges, keep))
         amounts = {"weight": 0.02, "scale": 0.2, "zero": 8.0}
         for kind, parameters in network.groups().items():
             for one in parameters:
@@ -160,8 +163,10 @@ def test_the_file_has_the_ranges_that_were_learned(name: str) -> None:
         images = convert.noise((SIDE, SIDE, 3), 32)
         with torch.no_grad():
             rounded = network(torch.from_numpy(images).float()).numpy()
-        content = quantize(network.trained_file(), "int8", network.ranges())
+        content = quantize(network.trained_file(), "int8", network.ranges(), keep)
         assert parity(logits(content, images), rounded).sqnr_db > 70
+    dtypes = {one.name: one.dtype for one in flatbuffer.details(flatbuffer.unpack(content))}
+    assert [dtypes[one] for one in keep] == ["float32"] * len(keep)
 
 
 def test_a_softmax_at_the_end_is_left_out_of_the_loss() -> None:

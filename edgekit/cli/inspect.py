@@ -21,10 +21,10 @@ LINES = "print the lines that load the file and classify an image"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path, help="a model file: .tflite, .onnx or .mlpackage")
-    parser.add_argument(
+    lines = parser.add_mutually_exclusive_group()
+    lines.add_argument(
         "--layers", action="store_true", help="list the layers with their names, not the kinds of operators"
     )
-    lines = parser.add_mutually_exclusive_group()
     lines.add_argument("--swift", action="store_const", dest="language", const="swift", help=f"{LINES}, for iOS")
     lines.add_argument(
         "--kotlin", action="store_const", dest="language", const="kotlin", help=f"{LINES}, for Android"
@@ -164,7 +164,7 @@ def _layers(found: "Inspection", taken: tuple[bool, ...]) -> str:
     by = ["yes" if one else "no" for one in taken] or ["?"] * len(found.details)
     rows = []
     for operator, mark in zip(found.details, by, strict=True):
-        computed = f"{operator.macs / 1e6:.2f} M" if operator.macs else ""
+        computed = f"{operator.macs:,}" if operator.macs else ""
         stored = units.size(operator.size_bytes) if operator.size_bytes else ""
         rows.append((operator.name, operator.kind, operator.dtype, operator.weights, computed, stored, mark))
     return table(("layer", "operator", "gives", "weights", "MACs", "stored", "taken by XNNPACK"), rows)
