@@ -47,6 +47,9 @@ def main() -> None:
     parser.add_argument("--mixed-drop", type=float, default=0.05)
     parser.add_argument("--qat-epochs", type=int, default=2)
     parser.add_argument("--qat-images", type=int, default=0, help="of an epoch; default all")
+    parser.add_argument("--qat-labels", type=float, default=0.0, help="their share in the loss")
+    parser.add_argument("--qat-rate", type=float, default=2e-4)
+    parser.add_argument("--qat-temperature", type=float, default=6.0)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--invokes", type=int, default=30)
     parser.add_argument("--out", type=Path, default=Path("quantization"))
@@ -88,7 +91,13 @@ def variants(options: argparse.Namespace) -> dict[str, Any]:
     def one(precision: str, **more: Any) -> Variant:
         return Variant(target="tflite", precision=precision, **more)
 
-    qat = QatSpec(epochs=options.qat_epochs, images=options.qat_images)
+    qat = QatSpec(
+        epochs=options.qat_epochs,
+        images=options.qat_images,
+        learning_rate=options.qat_rate,
+        distill=1 - options.qat_labels,
+        temperature=options.qat_temperature,
+    )
     return {
         **{name: one(name) for name in ("fp32", "fp16", "w8", "dyn8")},
         STOCK: None,

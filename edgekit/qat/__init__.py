@@ -29,6 +29,7 @@ def train(float_file: bytes, int8_file: bytes, lessons: Lessons, spec: QatSpec, 
     drawn = f"{spec.images} drawn from " if 0 < spec.images < len(lessons.split) else ""
     told = (
         f"trained with its rounding in place for {epochs} of {drawn}{len(lessons.split)} images "
-        f"(list {lessons.split.images_sha256[:12]}), learning rate {spec.learning_rate:g}"
+        f"(list {lessons.split.images_sha256[:12]}), learning rate {spec.learning_rate:g}, "
+        f"{spec.distill:.0%} of the loss from the float network's answers"
     )
     return Trained(content=network.trained_file(), ranges=network.ranges(), notes=(*notes, told))
