@@ -62,7 +62,7 @@ def _static_(tool: Any, lowered: bytes, activation_bits: int, keep_float: tuple[
     for operation in (Operation.INPUT, Operation.OUTPUT, Operation.HARD_SWISH):
         tool.update_quantization_recipe(".*", operation, algorithm_key=keep)
     # Three channels fill no vector of bytes: the first convolution is faster in float, and its input exact. What
-    # h-swish or SiLU makes of it is what 8 bits serve worst, and one depthwise layer more costs nothing.
+    # h-swish or SiLU makes of it is what 8 bits serve worst, and one depthwise layer more costs little.
     model = flatbuffer.unpack(lowered)
     for name in (*flatbuffer.stem(model), *layers(model, keep_float)):
         tool.update_quantization_recipe(f"^{re.escape(name)};?$", Operation.ALL_SUPPORTED, algorithm_key=keep)
