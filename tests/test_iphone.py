@@ -29,7 +29,7 @@ from edgekit.quiet import quiet as silently
 from edgekit.recipe import Variant
 from tests.ssh_servers import Server, serving, tools
 from tests.test_devices import agents_left, quiet
-from tests.test_mac import COUNT, LABELS, PIXELS, TRUTH, WEIGHTS, job_of, mac
+from tests.test_mac import COUNT, LABELS, PIXELS, SHORT, TRUTH, WEIGHTS, job_of, mac
 
 SIDE = Preprocess(height=8, width=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 TEAM = "ABCDE12345"
@@ -143,8 +143,13 @@ def test_a_visit_to_an_iphone(server: Server, tmp_path: Path, artifact: Artifact
 
 
 def test_results_of_an_iphone_say_fake(
-    server: Server, tmp_path: Path, artifact: Artifact, capsys: pytest.CaptureFixture[str]
+    server: Server,
+    tmp_path: Path,
+    artifact: Artifact,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("edgekit.recipe.QUICK", SHORT)
     words = ["bench", str(artifact.path), "--device", address(server), "--out", str(tmp_path / "out"), "--quick"]
     assert main(words) == 0
     written = json.loads((tmp_path / "out/coreml-fp16.json").read_text())

@@ -39,6 +39,7 @@ WEIGHTS = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [-1, -1, -1]]
 COUNT = 24
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, 3, 1, 1), dtype=np.uint8).repeat(8, 2).repeat(8, 3)
 TRUTH = tuple(int(one) for one in (PIXELS.mean((2, 3)) @ np.array(WEIGHTS).T).argmax(1))
+SHORT = BenchSpec(samples=130, seconds=2.0, blocks=2, warmup=2, warmup_seconds=0.1)  # for QUICK
 
 
 def mac(place: Path, home: Path, **shims: str) -> Server:
@@ -246,7 +247,7 @@ def test_addresses_that_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_table_says_where_operators_run(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from edgekit import files
     from edgekit.artifact import sidecar
@@ -254,13 +255,14 @@ def test_the_table_says_where_operators_run(
 
     artifact = package(tmp_path / "a.mlpackage")
     files.write_json(sidecar(artifact.path), encode(artifact))
+    monkeypatch.setattr("edgekit.recipe.QUICK", SHORT)
     words = ["bench", str(artifact.path), "--device", address(server), "--out", str(tmp_path / "out"), "--quick"]
     assert main(words) == 0
     assert "a with ALL: of 2 operators 1 on the NE (75 % of the estimated cost)" in capsys.readouterr().err
 
 
 def test_two_units_are_measured_in_turn_and_compared(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from edgekit import files
     from edgekit.artifact import sidecar
@@ -268,6 +270,7 @@ def test_two_units_are_measured_in_turn_and_compared(
 
     artifact = package(tmp_path / "a.mlpackage")
     files.write_json(sidecar(artifact.path), encode(artifact))
+    monkeypatch.setattr("edgekit.recipe.QUICK", SHORT)
     words = ["--device", address(server, "?unit=CPU_ONLY,ALL"), "--out", str(tmp_path / "out"), "--quick"]
     assert main(["bench", str(artifact.path), *words, "--allow-invalid"]) == 0
     found = [result.read(path) for path in sorted((tmp_path / "out").glob("*/a.json"))]
