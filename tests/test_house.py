@@ -31,7 +31,7 @@ ORDER = (
     "sensitivity profile patches",
     "search",
     "repair",
-    "calibrate equalize adaround",
+    "calibrate equalize adaround biases",
     "quantize",
     "qat coreml",
     "convert device inputs",

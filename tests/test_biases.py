@@ -1,0 +1,45 @@
+"""A channel without weights gives its bias in an int8 file, too."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgekit import calibrate, convert, flatbuffer
+from edgekit.dissect import constant
+from edgekit.export import PixelClassifier
+from edgekit.lower import lower
+from edgekit.parity import parity
+from edgekit.preprocess import preset
+from edgekit.quantize import quantize
+from edgekit.quiet import quiet
+
+SIDE = 16
+
+
+@pytest.mark.parametrize("tiny", [0.0, 1e-12])
+@pytest.mark.parametrize("groups", [1, 8])
+def test_a_dead_channel_keeps_its_bias(groups: int, tiny: float) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        dead = nn.Conv2d(8, 8, 3, padding=1, groups=groups)
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), dead, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+        )
+        with torch.no_grad():
+            dead.weight[3] *= tiny
+            dead.bias[3] = 2.0  # type: ignore[index]
+    images = convert.noise((SIDE, SIDE, 3), 16)
+    with quiet():
+        exact = lower(PixelClassifier(net, preset("imagenet", SIDE, SIDE)).eval(), (1, SIDE, SIDE, 3))
+        ranges = calibrate.by_rule(calibrate.observe(exact, images), "min-max").ranges
+        int8 = quantize(exact, "int8", ranges)
+        assert parity(calibrate.logits(exact, images), calibrate.logits(int8, images)).sqnr_db > 30
+    model = flatbuffer.unpack(int8)
+    [place] = [
+        i for i, one in enumerate(model.subgraphs[0].tensors) if flatbuffer.text(one.name) == "model.2.bias"
+    ]
+    scales = np.asarray(model.subgraphs[0].tensors[place].quantization.scale)
+    stored = constant(model, place)
+    assert stored[3] * scales[3] == pytest.approx(2.0, rel=1e-6)
+    assert np.abs(stored).max() <= 2**30
