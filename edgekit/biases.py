@@ -11,33 +11,54 @@ import numpy as np
 
 from edgekit import flatbuffer
 from edgekit.dissect import constant, replace_constant_
+from edgekit.errors import ConversionError
 
 LARGEST = 2**30  # of a bias: half of int32, the other half is for the products
-STEPS = 127
+STEPS = 127  # of a weight
 
 
-def fit_biases_(model: Any, exact: Any) -> None:
-    """Give the channels of *model* (int8) whose bias in *exact* (float) would be clipped a scale that holds it."""
+def fitted(content: bytes, lowered: bytes) -> bytes:
+    """The int8 file with scales that hold the biases of *lowered*, the float file that it was made of.
+
+    Raises ConversionError where a bias is clipped and *lowered* has it under no name.
+    """
+    model = flatbuffer.unpack(content)
     tensors, names = model.subgraphs[0].tensors, flatbuffer.operator_names(model)
-    places = {flatbuffer.text(one.name): place for place, one in enumerate(exact.subgraphs[0].tensors)}
+    clipped = {}
     for operator in model.subgraphs[0].operators:
-        if names[operator.opcodeIndex] not in flatbuffer.WITH_BIAS or len(operator.inputs) < 3:
+        inputs = [int(index) for index in operator.inputs]
+        if names[operator.opcodeIndex] not in flatbuffer.WITH_BIAS or len(inputs) < 3 or inputs[2] < 0:
             continue
-        source, weight, bias = (int(index) for index in operator.inputs[:3])
-        if bias < 0 or tensors[bias].type != flatbuffer.schema().TensorType.INT32:
-            continue
-        named = [flatbuffer.text(tensors[index].name) for index in (weight, bias)]
-        if not places.keys() >= set(named):  # the quantizer's copy of a constant that two layers share
-            continue
-        weights, biases = (constant(exact, places[name]) for name in named)
-        held, step = tensors[weight].quantization, np.float32(tensors[source].quantization.scale[0])
-        least = np.abs(biases) / (step * LARGEST)
-        scales = np.asarray(held.scale, np.float32)
-        fitting = np.maximum(scales, least if len(scales) == len(biases) else least.max()).astype(np.float32)
-        if (fitting == scales).all():
-            continue
-        shape = [-1 if axis == held.quantizedDimension else 1 for axis in range(weights.ndim)]
-        rounded = np.rint(weights / fitting.reshape(shape if len(scales) > 1 else [1] * weights.ndim))
-        replace_constant_(model, weight, rounded.clip(-STEPS, STEPS))
-        replace_constant_(model, bias, np.rint(biases / (step * fitting).astype(np.float64)))
-        held.scale, tensors[bias].quantization.scale = fitting, step * fitting
+        if tensors[inputs[2]].type == flatbuffer.schema().TensorType.INT32:
+            stored = constant(model, inputs[2]).astype(np.int64)
+            if np.abs(stored).max() > LARGEST:
+                clipped[inputs[2]] = inputs
+    if not clipped:
+        return content
+    exact = flatbuffer.unpack(lowered)
+    places = {flatbuffer.text(one.name): place for place, one in enumerate(exact.subgraphs[0].tensors)}
+
+    def before(index: int) -> Any:
+        if (name := flatbuffer.text(tensors[index].name)) not in places:
+            raise ConversionError(
+                f"the bias of a channel of {name} does not fit into int32: convert to fp16 or w8"
+            )
+        return constant(exact, places[name])
+
+    for source, weight, bias in clipped.values():
+        _fit_(model, source, weight, bias, before(weight), before(bias))
+    return flatbuffer.pack(model)
+
+
+def _fit_(model: Any, source: int, weight: int, bias: int, weights: Any, biases: Any) -> None:
+    """Quantize *weights* and *biases* anew, by scales of the channels of which none is too small."""
+    step, held, other = (model.subgraphs[0].tensors[index].quantization for index in (source, weight, bias))
+    least = np.abs(biases) / (np.float32(step.scale[0]) * LARGEST)
+    scales = np.asarray(held.scale, np.float32)
+    scales = np.maximum(scales, least if len(scales) == len(biases) else least.max()).astype(np.float32)
+    units = np.float32(step.scale[0]) * scales
+    shape = [-1 if axis == held.quantizedDimension else 1 for axis in range(weights.ndim)]
+    rounded = np.rint(weights / (scales.reshape(shape) if len(scales) > 1 else scales))
+    replace_constant_(model, weight, rounded.clip(-STEPS, STEPS))
+    replace_constant_(model, bias, np.rint(biases / units.astype(np.float64)))
+    held.scale, other.scale = scales, units

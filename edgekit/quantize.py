@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from edgekit import flatbuffer
-from edgekit.biases import fit_biases_
+from edgekit.biases import fitted
 from edgekit.calibrate import Ranges
 from edgekit.errors import UsageError, nearest
 
@@ -50,10 +50,7 @@ def quantize(
     if ranges:  # the input is pixels whatever the images held
         given[flatbuffer.ends(flatbuffer.unpack(lowered))[0].name] = PIXELS
     content = bytes(tool.quantize(given or None, enable_progress_report=False).quantized_model)
-    if not ranges:
-        return content
-    fit_biases_(model := flatbuffer.unpack(content), flatbuffer.unpack(lowered))
-    return flatbuffer.pack(model)
+    return fitted(content, lowered) if ranges else content
 
 
 def _static_(tool: Any, lowered: bytes, activation_bits: int, keep_float: tuple[str, ...] = ()) -> None:
