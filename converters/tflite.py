@@ -111,7 +111,7 @@ def convert(source: "Source", variant: Variant, out: Path) -> Conversion:
         trained = _trained(lessons, variant, exact, content, out)
         with quiet(), converting("ai-edge-quantizer"):
             content = quantize(trained.content, QAT, trained.ranges, variant.keep_float)
-        learnt = (*trained.notes, *_unseen(lessons, source.labels))
+            learnt = (*trained.notes, _agreement(trained, content, images), *_unseen(lessons, source.labels))
     content = _finish(content, json.dumps(embedded), variant.io)
     content, doubt = sparse.stored(content) if variant.precision == "sparse" else (content, ())
     out.write_bytes(content)
@@ -139,6 +139,18 @@ def _trained(lessons: "Lessons", variant: Variant, exact: bytes, int8: bytes, ou
     from edgekit import qat
 
     return qat.train(exact, int8, lessons, variant.qat, artifacts.unfinished(out.with_name(variant.name + suffix)))
+
+
+def _agreement(trained: "Trained", content: bytes, images: "CalibrationImages | None") -> str:
+    """A note on how far the file gives what was trained."""
+    from edgekit import qat
+
+    assert images is not None
+    pixels = images.pixels_NHWC
+    return (
+        f"file and trained network give one class for {qat.agreement(trained.network, content, pixels)} of "
+        f"{len(pixels)} calibration images"
+    )
 
 
 def _unseen(lessons: "Lessons", labels: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Quantization-aware training: the network in torch computes what the files compute, learns, and goes back."""
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +24,7 @@ from edgekit.export import ExportSource, Lessons, PixelClassifier, lessons
 from edgekit.lower import lower
 from edgekit.parity import parity
 from edgekit.preprocess import preset
-from edgekit.qat import Network, learn
+from edgekit.qat import Network, agreement, learn
 from edgekit.qat.kernels import kernel
 from edgekit.quantize import quantize
 from edgekit.quiet import quiet
@@ -67,19 +68,19 @@ def test_the_network_computes_what_the_files_compute(name: str) -> None:
         wanted_float, wanted_int8 = logits(exact, images), logits(int8, images)
     assert parity(wanted_float, in_float).sqnr_db > 100
     # What is rounded the other way in an early layer grows in a network of random weights.
-    assert parity(wanted_int8, rounded).sqnr_db > min(30, parity(wanted_float, wanted_int8).sqnr_db)
+    assert parity(wanted_int8, rounded).sqnr_db > 35
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *CLASSICS])
 def test_each_operator_rounds_as_the_files_does(name: str) -> None:
-    """Fed what the file computes, each operator gives the file's very integers: all but one in a hundred."""
+    """Fed what the file computes, each operator but two gives the file's very integers, and those nearly all."""
     exact, int8 = files_of(name)
     network, image = Network(exact, int8), convert.noise((SIDE, SIDE, 3), 1).astype(np.float32)
     known = {flatbuffer.text(tensor.name) for tensor in flatbuffer.unpack(exact).subgraphs[0].tensors}
     file = File(flatbuffer.unpack(int8), known)
     values = Values(file)
     values.run_(image[0])
-    compared = 0
+    shares = []  # of what is rounded otherwise
     for place, step in enumerate(network._steps):
         name = file.names.get(step.output, "")
         held = [file.names.get(index) in values.holders or index in file.constants for index in step.inputs]
@@ -89,10 +90,11 @@ def test_each_operator_rounds_as_the_files_does(name: str) -> None:
         with torch.no_grad():
             x = network._result(place, [network._value(index, given) for index in step.inputs])
             steps = (x - torch.from_numpy(values[name].copy())) / network._scale(step.round)
-        assert float((steps.abs() > 0.5).float().mean()) < 1e-2, (step.kind, name)
+        shares.append(float((steps.abs() > 0.5).float().mean()))
+        assert shares[-1] < 1e-2, (step.kind, name)
         assert float(steps.abs().max()) < 1.5, (step.kind, name)
-        compared += 1
-    assert compared > 0.9 * sum(step.round is not None for step in network._steps) - 2
+    assert sum(share > 0 for share in shares) <= 2, shares
+    assert len(shares) > 0.9 * sum(step.round is not None for step in network._steps) - 2
 
 
 def test_what_was_not_trained_goes_back_as_it_was() -> None:
@@ -218,6 +220,8 @@ def test_training_mends_what_rounding_broke(tmp_path: Path, monkeypatch: pytest.
     stem, *others = [one.weights for one in made_of(made) if one.macs]
     assert (stem, set(others)) == ("float32", {"int8"})
     assert any("6 epochs of 600 images" in note for note in made.notes)
+    [told] = [note for note in made.notes if "give one class for" in note]
+    assert re.fullmatch(r".* one class for (199|200) of 200 calibration images", told)
     assert not artifacts.unfinished(made.path).exists()
     assert sorted(path.suffix for path in tmp_path.glob("*qat*")) == [".json", ".tflite"]
 
@@ -242,7 +246,17 @@ def test_torch_and_the_file_agree_on_almost_every_image(tmp_path: Path) -> None:
     with quiet(), torch.no_grad():
         content = quantize(network.trained_file(), "int8", network.ranges())
         agreed = network(torch.from_numpy(pixels).float()).numpy().argmax(1) == logits(content, pixels).argmax(1)
-    assert agreed.mean() >= 0.995
+    assert agreement(network, content, pixels) == agreed.sum() >= 995
+
+
+def test_agreement_counts_images() -> None:
+    network, pixels = network_of("none"), guilty_models.images(100, seed=9)[0]
+    answers = logits(network.int8_file, pixels).argmax(1)
+    other = network_of("range")
+    with torch.no_grad():
+        strange = other(torch.from_numpy(pixels).float()).numpy().argmax(1)
+    assert agreement(network, network.int8_file, pixels) >= 99
+    assert agreement(other, network.int8_file, pixels) == (answers == strange).sum() < 100
 
 
 def repaired(budget: float, out: Path, learning_rate: float) -> Artifact:

@@ -23,7 +23,7 @@ from edgekit.train.batches import Feed
 from edgekit.train.zeros import HELD
 from edgekit.trainspec import QatSpec, TrainSpec
 
-FORMAT = 1
+FORMAT = 2
 # By the weights' learning rate: the logarithms of scales, and zero points, which count steps of int8. Ranges have
 # far to go; weights are at the nearest step already.
 RATES = {"weight": 1.0, "scale": 20.0, "zero": 1000.0}

@@ -13,8 +13,6 @@ anchored at zero (https://arxiv.org/abs/2004.09576).
 
 import hashlib
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -25,26 +23,16 @@ from edgekit import flatbuffer
 from edgekit.calibrate import Range
 from edgekit.dissect import BORDERS, File, replace_constant_
 from edgekit.errors import ConversionError
-from edgekit.qat.kernels import BY_OUTPUT, ONE_SCALE, PASSING, Kernel, fused, kernel
+from edgekit.qat.kernels import Kernel, fused, kernel
+from edgekit.qat.steps import Step, constants, named, same_ranges, steps
 
 LOWEST, HIGHEST = -128, 127  # of activations; weights have no -128
 FIXED = ("LOGISTIC", "TANH", "SOFTMAX", "LOG_SOFTMAX")  # TFLite prescribes the scale of what they give
 LINEAR = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+PRODUCTS = (*LINEAR, "MUL")  # of integers, in what is not of a layer in float
 AVERAGES = ("AVERAGE_POOL_2D",)  # of integers, of which many lie half way between two
 TIE = 1e-4  # of a step
 SMALL = 1e-12
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """An operator. *inputs* and *output* are places of tensors; *round* says where its output's range stands."""
-
-    kind: str
-    inputs: tuple[int, ...]
-    output: int
-    options: Any
-    round: int | None
-    last_use: tuple[int, ...] = ()  # tensors that nobody reads after it
 
 
 class Network(nn.Module):
@@ -58,7 +46,7 @@ class Network(nn.Module):
         super().__init__()
         self.float_file, self.int8_file = float_file, int8_file
         exact = flatbuffer.unpack(float_file)
-        constants = _constants(exact)
+        stored = constants(exact)
         known = {flatbuffer.text(tensor.name) for tensor in exact.subgraphs[0].tensors}
         file = File(flatbuffer.unpack(int8_file), known)
         graph = file.model.subgraphs[0]
@@ -67,32 +55,32 @@ class Network(nn.Module):
         self._axes: dict[int, int | None] = {}  # of integer weights: the channels' one, None for one scale in all
         self._trained: dict[int, str] = {}  # constants that learn, and their names in the float file
         self._fixed: dict[int, Any] = {}
-        self._roots = _same_ranges(file)
-        self._tensor_names = _named(file, self._roots)
-        self._steps = list(_steps(file, self._roots))
+        self._roots = same_ranges(file)
+        self._tensor_names = named(file, self._roots)
+        self._steps = list(steps(file, self._roots))
         self._kernels: list[Kernel | None] = [
             None if step.kind in BORDERS else kernel(step.kind) for step in self._steps
         ]
         self._activations = [fused(step.options) for step in self._steps]
         last = next(step for step in reversed(self._steps) if step.kind not in BORDERS)
         self._softmax = last.output if last.kind == "SOFTMAX" else None
-        self._add_constants(file, constants)
+        self._add_constants(file, stored)
         self._add_ranges(file)
 
-    def _add_constants(self, file: File, constants: dict[str, Any]) -> None:
+    def _add_constants(self, file: File, stored: dict[str, Any]) -> None:
         users = {index: step for step in self._steps for index in step.inputs}
         for index in sorted(file.constants & users.keys()):
             step, name = users[index], self._names[index]
-            if name not in constants:
+            if name not in stored:
                 raise ConversionError(f"quantization-aware training finds no {name} in the float file")
-            value = constants[name]
+            value = stored[name]
             if step.kind not in LINEAR or index == step.inputs[0]:
                 fixed = torch.from_numpy(value.copy())
                 self._fixed[index] = fixed if value.dtype.kind == "i" else None
                 if value.dtype.kind == "f":
-                    stored = torch.from_numpy(np.array(file.floats(index, file.stored(index, value))))
+                    rounded = torch.from_numpy(np.array(file.floats(index, file.stored(index, value))))
                     self.register_buffer(f"fixed{index}", fixed, persistent=False)
-                    self.register_buffer(f"stored{index}", stored, persistent=False)
+                    self.register_buffer(f"stored{index}", rounded, persistent=False)
                 continue
             weight = torch.from_numpy(value.copy())
             self._trained[index] = name
@@ -116,9 +104,10 @@ class Network(nn.Module):
         for root in sorted({root for index, root in self._roots.items()}):
             found = file.scale(root)
             assert found is not None, "only tensors of integers have a range"
-            scale, zero_point = torch.tensor([math.log(found[0])]), torch.tensor([float(found[1])])
+            self.register_buffer(f"step{root}", torch.tensor([float(found[0])]), persistent=False)
+            growth, zero_point = torch.zeros(1), torch.tensor([float(found[1])])
             learns = root not in fixed
-            self.register_parameter(f"scale{root}", nn.Parameter(scale, requires_grad=learns))
+            self.register_parameter(f"scale{root}", nn.Parameter(growth, requires_grad=learns))
             anchored = not learns or found[1] in (LOWEST, HIGHEST)
             self.register_parameter(f"zero{root}", nn.Parameter(zero_point, requires_grad=not anchored))
 
@@ -128,7 +117,7 @@ class Network(nn.Module):
         return hashlib.sha256(self.float_file + self.int8_file).hexdigest()
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """What learns: weights, scales (their logarithms) and zero points."""
+        """What learns: weights, scales (the logarithms of what they grow by) and zero points."""
         found: dict[str, list[nn.Parameter]] = {"weight": [], "scale": [], "zero": []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
@@ -153,7 +142,11 @@ class Network(nn.Module):
         step, run, activation = self._steps[place], self._kernels[place], self._activations[place]
         if rounding and step.kind in LINEAR:
             inputs[1:] = self._rounded_weights(step, inputs[1:])
-        x: Tensor = inputs[0] if run is None else run(inputs, step.options)
+        x: Tensor
+        if rounding and not torch.is_grad_enabled() and (units := self._units(step, inputs)):
+            x = self._counted(place, inputs, units)
+        else:
+            x = inputs[0] if run is None else run(inputs, step.options)
         x = x if activation is None else activation(x)
         if not rounding or step.round is None:
             return x
@@ -164,6 +157,37 @@ class Network(nn.Module):
             x = x * factor + little
         return self._rounded(x, step.round)
 
+    def _units(self, step: Step, inputs: list[Tensor]) -> list[Tensor]:
+        """The scales of what goes into a product of integers; none where it is no such product."""
+        roots = [self._roots.get(index) for index in step.inputs]
+        found = [self._scale(root) for root in roots if root is not None]
+        if step.kind not in PRODUCTS or step.round is None or roots[0] is None:
+            return []
+        if step.kind == "MUL":
+            return found if len(found) == len(roots) else []
+        if (axis := self._axes.get(step.inputs[1])) is None:
+            return []
+        found.append(_weight_scale(inputs[1], axis))
+        return [*found, found[0] * found[1]][: len(inputs)]
+
+    def _counted(self, place: int, inputs: list[Tensor], units: list[Tensor]) -> Tensor:
+        """A product as the file computes it: of integers, which floats hold up to 2^24, times one float.
+
+        Two bytes have few products, and some lie so near half a step that errors of floats would round them, in
+        every place where they occur, the other way.
+        """
+        step, run = self._steps[place], self._kernels[place]
+        assert run is not None
+        assert step.round is not None
+        axes = [None, self._axes.get(step.inputs[1]), None]
+        whole = [
+            (value / _along(unit, value, axis)).round()
+            for value, unit, axis in zip(inputs, units, axes, strict=False)
+        ]
+        after = self._scale(step.round)
+        counted: Tensor = run(whole, step.options)
+        return (counted * (units[0] * units[1] / after)).round() * after
+
     def _value(self, index: int, values: dict[int, Any], rounding: bool = True) -> Any:
         if index in self._trained:
             return self.get_parameter(f"weight{index}") * self.get_buffer(f"unit{index}")
@@ -173,7 +197,7 @@ class Network(nn.Module):
         return values[index]
 
     def _scale(self, root: int) -> Tensor:
-        return self.get_parameter(f"scale{root}").exp()
+        return self.get_buffer(f"step{root}") * self.get_parameter(f"scale{root}").exp()
 
     @torch.no_grad()
     def _inexact(self, before: int, after: int) -> tuple[Tensor, Tensor]:
@@ -203,8 +227,7 @@ class Network(nn.Module):
         if axis is None:  # a layer that stays in float
             return values
         weight, *bias = values
-        others = [place for place in range(weight.ndim) if place != axis]
-        scale = weight.detach().abs().amax(others).clamp(min=SMALL) / HIGHEST
+        scale = _weight_scale(weight.detach(), axis)
         zeros = torch.zeros_like(scale, dtype=torch.int32)
         rounded = torch.fake_quantize_per_channel_affine(weight, scale, zeros, axis, -HIGHEST, HIGHEST)
         root = self._roots.get(step.inputs[0])
@@ -232,69 +255,12 @@ class Network(nn.Module):
         return flatbuffer.pack(model)
 
 
-def _constants(model: Any) -> dict[str, Any]:
-    """The constants of a float file by name."""
-    kinds, found = flatbuffer.schema().TensorType, {}
-    types = {kinds.FLOAT32: np.float32, kinds.INT32: np.int32}
-    for tensor in model.subgraphs[0].tensors:
-        data = model.buffers[tensor.buffer].data
-        if data is not None and len(data):
-            value = np.asarray(data).view(types[tensor.type]).reshape([int(side) for side in tensor.shape])
-            found[flatbuffer.text(tensor.name)] = value
-    return found
+def _weight_scale(weight: Tensor, axis: int) -> Tensor:
+    """Of each channel (C,)."""
+    others = [place for place in range(weight.ndim) if place != axis]
+    return weight.abs().amax(others).clamp(min=SMALL) / HIGHEST
 
 
-def _same_ranges(file: File) -> dict[int, int]:
-    """For each integer activation the tensor whose range it has: itself, or one that it is passed from."""
-    roots = {
-        index: index
-        for index in (file.input, *(output for _, _, output in file.steps))
-        if file.scale(index) and index not in file.constants
-    }
-
-    def root(index: int) -> int:
-        while roots[index] != index:
-            index = roots[index]
-        return index
-
-    for found, taken, output in file.steps:
-        if found.kind in ONE_SCALE and output in roots:
-            for index in taken:
-                if index in roots and file.scale(index) == file.scale(output):
-                    roots[root(output)] = root(index)
-    return {index: root(index) for index in roots}
-
-
-def _named(file: File, roots: dict[int, int]) -> dict[int, str]:
-    """Integer tensors and the names under which the quantizer is told their ranges.
-
-    What goes into a concatenation among others is rounded for it once more, in its range: that copy has no name.
-    """
-    copies = {index for found, taken, _ in file.steps if found.kind in BY_OUTPUT for index in taken}
-    found: dict[str, int] = {}
-    for index in sorted(roots, key=lambda index: index in copies):
-        if index in file.names:
-            found.setdefault(file.names[index], index)
-    return {index: name for name, index in found.items()}
-
-
-def _steps(file: File, roots: dict[int, int]) -> Iterator[Step]:
-    graph = file.model.subgraphs[0]
-    kept = [
-        (found, taken, output, operator.builtinOptions)
-        for (found, taken, output), operator in zip(file.steps, graph.operators, strict=True)
-    ]
-    last = {index: place for place, (_, taken, _, _) in enumerate(kept) for index in taken}
-    last |= dict.fromkeys(map(int, graph.outputs), len(kept))
-    for place, (found, taken, output, options) in enumerate(kept):
-        rounds = output in roots and not (
-            found.kind in PASSING and all(roots.get(index) == roots[output] for index in taken if index in roots)
-        )
-        yield Step(
-            kind=found.kind,
-            inputs=tuple(taken),
-            output=output,
-            options=options,
-            round=roots[output] if rounds else None,
-            last_use=tuple(index for index in set(taken) if last[index] == place and index not in file.constants),
-        )
+def _along(scales: Tensor, value: Tensor, axis: int | None) -> Tensor:
+    """The scales of channels with the axes of *value*."""
+    return scales if axis is None else scales.reshape([-1 if place == axis else 1 for place in range(value.ndim)])
