@@ -247,11 +247,18 @@ class Network(nn.Module):
         return found
 
     def trained_file(self) -> bytes:
-        """The float file with the weights as they are now."""
+        """The float file with the weights as they are now, and biases as they are rounded.
+
+        They count small steps: the quantizer, with more digits, would round some of them the other way.
+        """
+        values = {index: self._value(index, {}).detach() for index in self._trained}
+        for step in self._steps:
+            if step.kind in LINEAR and set(step.inputs[2:]) & values.keys():
+                _, values[step.inputs[2]] = self._rounded_weights(step, [values[i] for i in step.inputs[1:]])
         model = flatbuffer.unpack(self.float_file)
         places = {flatbuffer.text(tensor.name): place for place, tensor in enumerate(model.subgraphs[0].tensors)}
         for index, name in self._trained.items():
-            replace_constant_(model, places[name], self._value(index, {}).detach().cpu().numpy())
+            replace_constant_(model, places[name], values[index].cpu().numpy())
         return flatbuffer.pack(model)
 
 
