@@ -52,7 +52,7 @@ def sections(written: Sequence[PruneSpec], share: float) -> tuple[PruneSpec, ...
     """
     if len(written) < 2:
         spec = written[0] if written else PruneSpec(keep_macs=0.5)
-        return (replace(spec, keep_macs=share, keep_latency=None, device="local"),)
+        return (replace(spec, keep_macs=share, keep_latency=None, device="local", precision="fp32"),)
     budgets = [one.keep_macs for one in written if one.keep_macs is not None]
     if not budgets:
         return replace(written[0], keep_macs=share), *written[1:]

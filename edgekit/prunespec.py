@@ -12,7 +12,7 @@ Importance = Literal["taylor", "magnitude", "bn", "lamp"]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PruneSpec:
     """Channels are removed until ``keep_macs`` of the dense network's multiply-accumulates are left, or until it
-    takes ``keep_latency`` of the dense one's time on ``device``.
+    takes ``keep_latency`` of the dense one's time on ``device``, both as files of ``precision``.
 
     ``importance``: ``taylor`` is by what the loss would lose, of ``images`` training images; ``magnitude`` by the
     weights, ``bn`` by batch norm's scales, ``lamp`` by the weights that are left beside. ``scope``: channels
@@ -27,6 +27,7 @@ class PruneSpec:
     keep_macs: Annotated[float, Between(0.001, 1.0)] | None = None
     keep_latency: Annotated[float, Between(0.01, 1.0)] | None = None
     device: str = "local"
+    precision: Literal["fp32", "int8"] = "fp32"
     importance: Importance = "taylor"
     scope: Literal["global", "layer"] = "global"
     steps: Annotated[int, Between(1, 100)] = 1
@@ -45,6 +46,8 @@ class PruneSpec:
         budgets = (self.keep_macs is not None) + (self.keep_latency is not None)
         if budgets > 1 or not (budgets or self.sparsity):
             raise ValueError("a pruning has one budget: give keep_macs or keep_latency, or else sparsity")
+        if self.precision != "fp32" and self.keep_latency is None:
+            raise ValueError("precision is of the files that keep_latency measures: leave it out")
         if not budgets and self.steps > 1:
             raise ValueError("steps approach a budget, and sparsity grows by itself: leave out steps")
         if self.sparsity and not self.epochs:

@@ -87,6 +87,7 @@ def test_a_run_prunes_between_training_and_conversion(tmp_path: Path) -> None:
         ("keep_macs = 0.5\nkeep_latency = 0.5", "a pruning has one budget"),
         ("epochs = 3", "a pruning has one budget"),
         ("keep_macs = 0", "out of range"),
+        ("keep_macs = 0.5\nprecision = 'int8'", "precision is of the files that keep_latency measures"),
         ("keep_macs = 0.5\nimportance = 'tailor'", "'tailor' is not one of .*; did you mean 'taylor'"),
         ("keep_macs = 0.5\nstep = 2", r"prune\[0\]\.step: unknown key; did you mean 'steps'"),
         ("keep_macs = 0.5\n[[prune]]\nkeep_macs = 0.7", "each keep_macs must be less than the one before"),

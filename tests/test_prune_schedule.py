@@ -3,14 +3,18 @@
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
 
 from edgekit import checkpoint, data, files, measure, models, prune
+from edgekit.artifact import Artifact
+from edgekit.bench import bench
 from edgekit.checkpoint import Checkpoint
 from edgekit.cli import main
 from edgekit.convert import convert
@@ -222,20 +226,33 @@ def test_a_device_with_coarse_steps_gives_the_nearest(dense: Checkpoint) -> None
     assert found.plan.macs > 0.5 * chooser.graph.macs
 
 
-def test_a_candidate_is_measured_beside_the_dense_network(dense: Checkpoint) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_candidate_is_measured_beside_the_dense_network(
+    precision: Literal["fp32", "int8"], dense: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
-    chooser = Chooser(dense, PruneSpec(keep_latency=0.6, importance="lamp", epochs=0), None, None)
-    share = latency.on_device(dense, "fake://pi5", said.append)(chooser.candidate(chooser.graph.macs // 2))
+    measured: list[Sequence[Artifact]] = []
+
+    def watched(files: Sequence[Artifact], *more: Any, **named: Any) -> Any:
+        measured.append(files)
+        return bench(files, *more, **named)
+
+    monkeypatch.setattr(latency, "bench", watched)
+    spec = PruneSpec(keep_latency=0.6, importance="lamp", epochs=0, device="fake://pi5", precision=precision)
+    chooser = Chooser(dense, spec, None, None)
+    share = latency.on_device(dense, spec, said.append)(chooser.candidate(chooser.graph.macs // 2))
     assert share > 0
-    assert said[0].startswith("measured on fake://pi5: ")
+    assert {one.precision for one in measured[0]} == {precision}
+    assert said[0].startswith(f"measured on fake://pi5 in {precision}: ")
     assert f"{100 * share:.1f} % of the dense network's" in said[0]
 
 
 def test_a_doubtful_measurement_says_why(dense: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "MAX_OTHER_LOAD", -1.0)  # any machine is too busy
     said: list[str] = []
-    chooser = Chooser(dense, PruneSpec(keep_latency=0.6, importance="lamp", epochs=0), None, None)
-    latency.on_device(dense, "local", said.append)(chooser.candidate(chooser.graph.macs // 2))
+    spec = PruneSpec(keep_latency=0.6, importance="lamp", epochs=0)
+    chooser = Chooser(dense, spec, None, None)
+    latency.on_device(dense, spec, said.append)(chooser.candidate(chooser.graph.macs // 2))
     assert re.search(r"give or take [0-9.]+ %; doubtful: .*other programs kept [0-9.]+ cores busy", said[0])
 
 
@@ -264,6 +281,7 @@ def test_the_command_prunes_and_says_what_is_left(
         (["net", "--keep-macs", "1.5"], "expected a share between 0 and 1"),
         (["net"], "give --keep-macs 0.5, --keep-latency 0.6 or --sparsity 0.7"),
         (["net", "--keep-macs", "0.5", "--device", "local"], "--device is where --keep-latency is measured"),
+        (["net", "--keep-macs", "0.5", "--precision", "int8"], "--precision is of the files that --keep-latency"),
         (["missing", "--keep-macs", "0.5"], "unknown model 'missing'"),
         (["net", "--keep-macs", "0.5"], "training needs images"),
         (["net", "--keep-macs", "0.5", "--data", "nowhere"], "no such data"),

@@ -25,7 +25,7 @@ LEAST = 2 / 3  # zeros, for XNNPACK's sparse kernels
 EXAMPLES = """examples:
   edgekit prune runs/quickstart --keep-macs 0.5
   edgekit prune runs/photos --keep-macs 0.35 --steps 3 --epochs 30
-  edgekit prune runs/photos --keep-latency 0.6 --device ssh://pi@raspberrypi.local
+  edgekit prune runs/photos --keep-latency 0.6 --precision int8 --device ssh://pi@raspberrypi.local
   edgekit prune runs/photos --sparsity 0.75 --epochs 30
   edgekit prune runs/photos --keep-macs 0.5 --spare features.1 --importance lamp
   edgekit prune torchvision:resnet18 --weights resnet18.pt --preprocess imagenet --size 160 \\
@@ -55,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "neighbours; besides a budget or in its place",
     )
     parser.add_argument("--device", metavar="ADDR", help="where --keep-latency is measured; default local")
+    parser.add_argument(
+        "--precision", choices=("fp32", "int8"), help="of the files that --keep-latency measures; default fp32"
+    )
     parser.add_argument(
         "--importance",
         choices=("taylor", "magnitude", "bn", "lamp"),
@@ -163,6 +166,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     if args.device and spec.keep_latency is None:
         raise UsageError("--device is where --keep-latency is measured: leave it out")
+    if args.precision and spec.keep_latency is None:
+        raise UsageError("--precision is of the files that --keep-latency measures: leave it out")
     found = subject.find(
         args.model,
         data_source=args.data,
@@ -211,7 +216,8 @@ def _spec(args: argparse.Namespace) -> "PruneSpec":
         sparsity=args.sparsity[0] if args.sparsity else None,
         pattern=args.sparsity[1] if args.sparsity else "free",
     )
-    return replace(spec, device=args.device) if args.device else spec
+    told = {name: value for name in ("device", "precision") if (value := getattr(args, name))}
+    return replace(spec, **told) if spec.keep_latency is not None else spec
 
 
 def _called(spec: "PruneSpec") -> str:

@@ -13,15 +13,16 @@ import numpy as np
 from torch import nn
 
 from edgekit import models
-from edgekit.artifact import Artifact
+from edgekit.artifact import Artifact, Calibration
 from edgekit.bench import bench
 from edgekit.checkpoint import Checkpoint
 from edgekit.convert import convert, noise
 from edgekit.device import open_device
 from edgekit.errors import DeviceError, UsageError
-from edgekit.export import ExportSource, PixelClassifier
+from edgekit.export import CalibrationImages, ExportSource, PixelClassifier
 from edgekit.measure import block_medians_ms
 from edgekit.prune.candidate import Candidate, Chooser
+from edgekit.prunespec import PruneSpec
 from edgekit.recipe import BenchSpec, Variant
 from edgekit.stats import t_interval
 
@@ -101,9 +102,9 @@ def _guess(target: float, over: tuple[int, float], other: tuple[int, float], low
     return low if wanted <= low else max(low + edge, min(high - edge, wanted))
 
 
-def on_device(dense: Checkpoint, address: str, say: Callable[[str], None]) -> Meter:
-    """Measures on the device at *address*: float TFLite files of both networks, block by block in turn."""
-    whole = models.restore(dense)
+def on_device(dense: Checkpoint, spec: PruneSpec, say: Callable[[str], None]) -> Meter:
+    """Measures on the device that *spec* names: TFLite files of both networks, block by block in turn."""
+    whole, address = models.restore(dense), spec.device
 
     def measure(candidate: Candidate) -> float:
         ratios: list[float] = []
@@ -113,7 +114,7 @@ def on_device(dense: Checkpoint, address: str, say: Callable[[str], None]) -> Me
                 raise DeviceError(f"{address} cannot run {TARGET} files, by which --keep-latency is measured")
             with tempfile.TemporaryDirectory(prefix="edgekit-prune-") as folder:
                 files = [
-                    _file(model, dense, Path(folder, name))
+                    _file(model, dense, spec.precision, Path(folder, name))
                     for name, model in (("dense", whole), ("pruned", candidate.model))
                 ]
                 for _ in range(VISITS):
@@ -130,20 +131,23 @@ def on_device(dense: Checkpoint, address: str, say: Callable[[str], None]) -> Me
         told = f"{100 * share:.1f} % of the dense network's {dense_ms:.3f} ms, give or take {reach:.1f} %"
         doubts = dict.fromkeys(reason for one in found for reason in one.validity.reasons)
         doubt = f"; doubtful: {', '.join(doubts)}" if doubts else ""
-        say(f"measured on {address}: {share * dense_ms:.3f} ms, {told}{doubt}")
+        say(f"measured on {address} in {spec.precision}: {share * dense_ms:.3f} ms, {told}{doubt}")
         return share
 
     return measure
 
 
-def _file(model: nn.Module, described: Checkpoint, folder: Path) -> Artifact:
+def _file(model: nn.Module, described: Checkpoint, precision: str, folder: Path) -> Artifact:
+    contract = described.preprocess
+    images = noise((contract.height, contract.width, 3), 8)  # an int8 file is as fast whatever its ranges
+    record = Calibration(count=len(images), seed=0, method="min-max", images_sha256="")
     source = ExportSource(
-        model=PixelClassifier(model, described.preprocess).eval(),
-        preprocess=described.preprocess,
+        model=PixelClassifier(model, contract).eval(),
+        preprocess=contract,
         labels=described.classes,
+        calibrate=lambda _: CalibrationImages(pixels_NHWC=images, record=record),
     )
-    images = noise(source.shape_NHWC[1:], 8)
-    (made,) = convert(source, [Variant(target=TARGET, precision="fp32")], images, folder, _quiet)
+    (made,) = convert(source, [Variant(target=TARGET, precision=precision)], images, folder, _quiet)
     path = made.path.with_name(f"{folder.name}{made.path.suffix}")  # a visit tells its files apart by their names
     made.path.rename(path)
     return replace(made, file=path.name, path=path)

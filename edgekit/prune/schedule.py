@@ -143,7 +143,7 @@ class _Work:
     @cached_property
     def meter(self) -> Meter | None:
         """What measures a latency budget."""
-        return on_device(self.dense, self.spec.device, self.say) if self.spec.keep_latency is not None else None
+        return on_device(self.dense, self.spec, self.say) if self.spec.keep_latency is not None else None
 
     def begun(self, key: str) -> State:
         """Where nothing is done yet."""
