@@ -111,6 +111,7 @@ def convert(source: "Source", variant: Variant, out: Path) -> Conversion:
         trained = _trained(lessons, variant, exact, content, out)
         with quiet(), converting("ai-edge-quantizer"):
             content = quantize(trained.content, QAT, trained.ranges, variant.keep_float)
+        with quiet():
             learnt = (*trained.notes, _agreement(trained, content, images), *_unseen(lessons, source.labels))
     content = _finish(content, json.dumps(embedded), variant.io)
     content, doubt = sparse.stored(content) if variant.precision == "sparse" else (content, ())

@@ -12,7 +12,7 @@ Importance = Literal["taylor", "magnitude", "bn", "lamp"]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PruneSpec:
     """Channels are removed until ``keep_macs`` of the dense network's multiply-accumulates are left, or until it
-    takes ``keep_latency`` of the dense one's time on ``device``, both as files of ``precision``.
+    takes ``keep_latency`` of the dense one's time on ``device``, both networks as TFLite files of ``precision``.
 
     ``importance``: ``taylor`` is by what the loss would lose, of ``images`` training images; ``magnitude`` by the
     weights, ``bn`` by batch norm's scales, ``lamp`` by the weights that are left beside. ``scope``: channels

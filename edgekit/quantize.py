@@ -7,11 +7,12 @@ import numpy as np
 
 from edgekit import flatbuffer
 from edgekit.biases import fitted
-from edgekit.calibrate import Ranges
+from edgekit.calibrate import Range, Ranges
 from edgekit.errors import UsageError, nearest
 
 OUTPUT = "logits"  # the name of the last tensor in the finished file
 PIXELS = {"min": np.array([0.0]), "max": np.array([255.0])}  # a range as ai-edge-quantizer has it
+LEAST = 1e-4  # between the ends of a range: the steps of a smaller one are refused by XNNPACK
 
 
 def quantize(
@@ -46,11 +47,17 @@ def quantize(
             tool.add_static_config(".*", Operation.ALL_SUPPORTED, 8, 8)
         case _:
             _static_(tool, lowered, 16 if precision == "int16x8" else 8, keep_float)
-    given = {name: {"min": np.array([r.low]), "max": np.array([r.high])} for name, r in (ranges or {}).items()}
+    given = {name: _ends(found) for name, found in (ranges or {}).items()}
     if ranges:  # the input is pixels whatever the images held
         given[flatbuffer.ends(flatbuffer.unpack(lowered))[0].name] = PIXELS
     content = bytes(tool.quantize(given or None, enable_progress_report=False).quantized_model)
     return fitted(content, lowered) if ranges else content
+
+
+def _ends(found: Range) -> dict[str, Any]:
+    """As ai-edge-quantizer has them. A tensor of which nothing was seen but zeros has any range."""
+    high = found.high if found.high - found.low >= LEAST else found.low + 1
+    return {"min": np.array([found.low]), "max": np.array([high])}
 
 
 def _static_(tool: Any, lowered: bytes, activation_bits: int, keep_float: tuple[str, ...] = ()) -> None:

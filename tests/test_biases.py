@@ -1,4 +1,4 @@
-"""A channel without weights gives its bias in an int8 file, too."""
+"""What died in training does no harm in an int8 file: channels without weights, and tensors of zeros."""
 
 import numpy as np
 import pytest
@@ -43,3 +43,23 @@ def test_a_dead_channel_keeps_its_bias(groups: int, tiny: float) -> None:
     stored = constant(model, place)
     assert stored[3] * scales[3] == pytest.approx(2.0, rel=1e-6)
     assert np.abs(stored).max() <= 2**30
+
+
+def test_a_tensor_of_zeros_has_a_range_that_the_runtime_takes() -> None:
+    """With steps as small as the range itself XNNPACK does not prepare the file."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        dead, wide = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        with torch.no_grad():
+            dead.bias.fill_(-100.0)  # type: ignore[union-attr]
+        net = nn.Sequential(
+            *(nn.Conv2d(3, 8, 3), nn.ReLU(), dead, nn.ReLU(), wide, nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)),
+        )
+    images = convert.noise((SIDE, SIDE, 3), 16)
+    with quiet():
+        exact = lower(PixelClassifier(net, preset("imagenet", SIDE, SIDE)).eval(), (1, SIDE, SIDE, 3))
+        ranges = calibrate.by_rule(calibrate.observe(exact, images), "min-max").ranges
+        int8 = quantize(exact, "int8", ranges)
+        assert parity(calibrate.logits(exact, images), calibrate.logits(int8, images)).sqnr_db > 30
+    assert (ranges["model.2"].low, ranges["model.2"].high) == (0.0, 0.0)

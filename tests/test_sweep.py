@@ -84,6 +84,11 @@ def test_a_grid_takes_the_settings_of_the_recipe(tmp_path: Path) -> None:
     ]
 
 
+def test_a_section_to_a_latency_becomes_one_to_products() -> None:
+    [made] = grid.sections((PruneSpec(keep_latency=0.5, device="fake://pi5", precision="int8", epochs=7),), 0.4)
+    assert made == PruneSpec(keep_macs=0.4, epochs=7)
+
+
 @pytest.mark.parametrize(
     ("written", "share", "made"),
     [

@@ -193,9 +193,9 @@ def run(args: argparse.Namespace) -> int:
             train_spec=found.training,
             say=lambda text: terminal.say(f"prune: {text}"),
         )
-    write_json(args.json, {"checkpoint": str(made.path), **_figures(state)})
+    write_json(args.json, {"checkpoint": str(made.path), **_figures(state, spec)})
     if args.json != STDOUT:
-        _print(made, state, out)
+        _print(made, state, spec, out)
     return 0
 
 
@@ -226,7 +226,7 @@ def _called(spec: "PruneSpec") -> str:
     return "-".join(filter(None, (f"keep{kept:g}" if kept else "", zeros)))
 
 
-def _figures(state: "State") -> dict[str, object]:
+def _figures(state: "State", spec: "PruneSpec") -> dict[str, object]:
     from edgekit.schema import encode
 
     last = state.steps[-1]
@@ -234,13 +234,14 @@ def _figures(state: "State") -> dict[str, object]:
         "kept_macs": last.macs / state.macs,
         "kept_parameters": last.parameters / state.parameters,
         "kept_latency": last.latency,
+        **({"device": spec.device, "precision": spec.precision} if last.latency is not None else {}),
         "sparsity": last.sparsity,
         "dense": {"macs": state.macs, "parameters": state.parameters, "val_top1": state.top1},
         "steps": encode(state.steps),
     }
 
 
-def _print(made: "Checkpoint", state: "State", out: Path) -> None:
+def _print(made: "Checkpoint", state: "State", spec: "PruneSpec", out: Path) -> None:
     def top1(value: float | None) -> str:
         return "" if value is None else f"{100 * value:.2f} %"
 
@@ -260,7 +261,16 @@ def _print(made: "Checkpoint", state: "State", out: Path) -> None:
                 top1(step.top1),
             )
         )
-    head = ("network", "MACs", "kept", "parameters", "time", "zeros", "before training", "top-1")
+    head = (
+        "network",
+        "MACs",
+        "kept",
+        "parameters",
+        f"time, {spec.precision}",
+        "zeros",
+        "before training",
+        "top-1",
+    )
     shown = [i for i in range(len(head)) if i < 4 or any(row[i] for row in rows)]
     print(table([head[i] for i in shown], [[row[i] for i in shown] for row in rows]))
     last = state.steps[-1]

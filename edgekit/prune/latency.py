@@ -6,17 +6,16 @@ Source of the idea: https://arxiv.org/abs/1804.03230.
 import math
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from edgekit import models
+from edgekit import files, models
 from edgekit.artifact import Artifact, Calibration
 from edgekit.bench import bench
 from edgekit.checkpoint import Checkpoint
-from edgekit.convert import convert, noise
+from edgekit.convert import converter, noise
 from edgekit.device import open_device
 from edgekit.errors import DeviceError, UsageError
 from edgekit.export import CalibrationImages, ExportSource, PixelClassifier
@@ -113,12 +112,12 @@ def on_device(dense: Checkpoint, spec: PruneSpec, say: Callable[[str], None]) ->
             if TARGET not in device.runtimes:
                 raise DeviceError(f"{address} cannot run {TARGET} files, by which --keep-latency is measured")
             with tempfile.TemporaryDirectory(prefix="edgekit-prune-") as folder:
-                files = [
-                    _file(model, dense, spec.precision, Path(folder, name))
+                pair = [
+                    _file(model, dense, spec.precision, Path(folder), name)
                     for name, model in (("dense", whole), ("pruned", candidate.model))
                 ]
                 for _ in range(VISITS):
-                    found = bench(files, device, SHORT, Path(folder, "results"), images=None, progress=_quiet)
+                    found = bench(pair, device, SHORT, Path(folder, "results"), images=None, progress=_quiet)
                     slow, fast = (block_medians_ms(one.measurement) for one in found)
                     ratios += [fast[block] / slow[block] for block in sorted(slow.keys() & fast.keys())]
                     low, high, _ = t_interval(np.log(ratios).tolist())
@@ -137,9 +136,9 @@ def on_device(dense: Checkpoint, spec: PruneSpec, say: Callable[[str], None]) ->
     return measure
 
 
-def _file(model: nn.Module, described: Checkpoint, precision: str, folder: Path) -> Artifact:
+def _file(model: nn.Module, described: Checkpoint, precision: str, folder: Path, name: str) -> Artifact:
     contract = described.preprocess
-    images = noise((contract.height, contract.width, 3), 8)  # an int8 file is as fast whatever its ranges
+    images = noise((contract.height, contract.width, 3), 8)  # whatever its ranges are, an int8 file is as fast
     record = Calibration(count=len(images), seed=0, method="min-max", images_sha256="")
     source = ExportSource(
         model=PixelClassifier(model, contract).eval(),
@@ -147,10 +146,21 @@ def _file(model: nn.Module, described: Checkpoint, precision: str, folder: Path)
         labels=described.classes,
         calibrate=lambda _: CalibrationImages(pixels_NHWC=images, record=record),
     )
-    (made,) = convert(source, [Variant(target=TARGET, precision=precision)], images, folder, _quiet)
-    path = made.path.with_name(f"{folder.name}{made.path.suffix}")  # a visit tells its files apart by their names
-    made.path.rename(path)
-    return replace(made, file=path.name, path=path)
+    tool = converter(TARGET)
+    path = folder / f"{name}{tool.suffix}"  # a visit tells its files apart by their names
+    made = tool.convert(source, Variant(target=TARGET, precision=precision), path)
+    return Artifact(
+        file=path.name,
+        target=TARGET,
+        precision=precision,
+        input=made.input,
+        output=made.output,
+        labels=source.labels,
+        preprocess=contract,
+        size_bytes=files.size_bytes(path),
+        sha256=files.sha256(path),
+        path=path,
+    )
 
 
 def _quiet(text: str, share: float) -> None:

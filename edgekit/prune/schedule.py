@@ -318,7 +318,7 @@ def _told(number: int, spec: PruneSpec, state: State) -> str:
     step = state.steps[number - 1]
     which = f"step {number} of {spec.steps}: " if spec.steps > 1 else ""
     accuracy = "" if step.pruned_top1 is None else f", top-1 {100 * step.pruned_top1:.2f} % before training"
-    speed = "" if step.latency is None else f", {100 * step.latency:.1f} % of its time"
+    speed = "" if step.latency is None else f", {100 * step.latency:.1f} % of its time in {spec.precision}"
     return (
         f"{which}{100 * step.macs / state.macs:.2f} % of {state.macs / 1e6:.1f} M multiply-accumulates and "
         f"{100 * step.parameters / state.parameters:.1f} % of the parameters are left{speed}{accuracy}"

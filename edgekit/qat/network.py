@@ -29,7 +29,6 @@ from edgekit.qat.steps import Step, constants, named, same_ranges, steps
 LOWEST, HIGHEST = -128, 127  # of activations; weights have no -128
 FIXED = ("LOGISTIC", "TANH", "SOFTMAX", "LOG_SOFTMAX")  # TFLite prescribes the scale of what they give
 LINEAR = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-PRODUCTS = (*LINEAR, "MUL")  # of integers, in what is not of a layer in float
 AVERAGES = ("AVERAGE_POOL_2D",)  # of integers, of which many lie half way between two
 TIE = 1e-4  # of a step
 SMALL = 1e-12
@@ -52,7 +51,9 @@ class Network(nn.Module):
         graph = file.model.subgraphs[0]
         self._input, self._output = int(graph.inputs[0]), int(graph.outputs[0])
         self._names = {index: flatbuffer.text(graph.tensors[index].name) for index in file.constants}
-        self._axes: dict[int, int | None] = {}  # of integer weights: the channels' one, None for one scale in all
+        self._axes: dict[
+            int, int | None
+        ] = {}  # of integer weights: the channels' one, None where they stay in float
         self._trained: dict[int, str] = {}  # constants that learn, and their names in the float file
         self._fixed: dict[int, Any] = {}
         self._roots = same_ranges(file)
@@ -143,8 +144,8 @@ class Network(nn.Module):
         if rounding and step.kind in LINEAR:
             inputs[1:] = self._rounded_weights(step, inputs[1:])
         x: Tensor
-        if rounding and not torch.is_grad_enabled() and (units := self._units(step, inputs)):
-            x = self._counted(place, inputs, units)
+        if rounding and not torch.is_grad_enabled() and self._in_integers(step):
+            x = self._counted(place, inputs)
         else:
             x = inputs[0] if run is None else run(inputs, step.options)
         x = x if activation is None else activation(x)
@@ -157,36 +158,35 @@ class Network(nn.Module):
             x = x * factor + little
         return self._rounded(x, step.round)
 
-    def _units(self, step: Step, inputs: list[Tensor]) -> list[Tensor]:
-        """The scales of what goes into a product of integers; none where it is no such product."""
-        roots = [self._roots.get(index) for index in step.inputs]
-        found = [self._scale(root) for root in roots if root is not None]
-        if step.kind not in PRODUCTS or step.round is None or roots[0] is None:
-            return []
-        if step.kind == "MUL":
-            return found if len(found) == len(roots) else []
-        if (axis := self._axes.get(step.inputs[1])) is None:
-            return []
-        found.append(_weight_scale(inputs[1], axis))
-        return [*found, found[0] * found[1]][: len(inputs)]
+    def _in_integers(self, step: Step) -> bool:
+        """Whether it is a linear layer that takes and gives integers."""
+        return (
+            step.kind in LINEAR
+            and step.round is not None
+            and step.inputs[0] in self._roots
+            and self._axes.get(step.inputs[1]) is not None
+        )
 
-    def _counted(self, place: int, inputs: list[Tensor], units: list[Tensor]) -> Tensor:
-        """A product as the file computes it: of integers, which floats hold up to 2^24, times one float.
+    def _counted(self, place: int, inputs: list[Tensor]) -> Tensor:
+        """A linear layer as the file computes it: sums of integers, which floats hold up to 2^24, times one float.
 
-        Two bytes have few products, and some lie so near half a step that errors of floats would round them, in
-        every place where they occur, the other way.
+        Rounded weights come in, and a rounded output goes out. Sums of floats err by more than XNNPACK does, and
+        some lie so near half a step that they would be rounded the other way.
         """
         step, run = self._steps[place], self._kernels[place]
         assert run is not None
         assert step.round is not None
-        axes = [None, self._axes.get(step.inputs[1]), None]
-        whole = [
-            (value / _along(unit, value, axis)).round()
-            for value, unit, axis in zip(inputs, units, axes, strict=False)
-        ]
-        after = self._scale(step.round)
-        counted: Tensor = run(whole, step.options)
-        return (counted * (units[0] * units[1] / after)).round() * after
+        axis = self._axes[step.inputs[1]]
+        assert axis is not None
+        before, after = self._scale(self._roots[step.inputs[0]]), self._scale(step.round)
+        x, weight, *bias = inputs
+        scale = _weight_scale(weight, axis)
+        steps = weight / scale.reshape([-1 if place == axis else 1 for place in range(weight.ndim)])
+        units = before * scale
+        counted: Tensor = run(
+            [(x / before).round(), steps.round(), *((one / units).round() for one in bias)], step.options
+        )
+        return (counted * (units / after)).round() * after
 
     def _value(self, index: int, values: dict[int, Any], rounding: bool = True) -> Any:
         if index in self._trained:
@@ -266,8 +266,3 @@ def _weight_scale(weight: Tensor, axis: int) -> Tensor:
     """Of each channel (C,)."""
     others = [place for place in range(weight.ndim) if place != axis]
     return weight.abs().amax(others).clamp(min=SMALL) / HIGHEST
-
-
-def _along(scales: Tensor, value: Tensor, axis: int | None) -> Tensor:
-    """The scales of channels with the axes of *value*."""
-    return scales if axis is None else scales.reshape([-1 if place == axis else 1 for place in range(value.ndim)])
