@@ -36,6 +36,7 @@ FAMILIES = (
     "efficientnet_b0",
     "efficientnet_lite0",
 )
+CLASSES = 1000
 IMAGES = 8  # for calibration: ranges do not change the latency
 PAIRS = (
     ("ours fp32", "stock fp32"),
@@ -87,19 +88,25 @@ def made(family: str, side: int, folder: Path) -> dict[str, Path]:
 
 
 def sample(family: str, side: int) -> "ExportSource":
-    from edgekit import convert, models
-    from edgekit.artifact import Calibration
-    from edgekit.export import CalibrationImages, ExportSource, PixelClassifier
+    from edgekit import models
     from edgekit.preprocess import preset
     from edgekit.recipe import ModelSpec
 
-    contract = preset("imagenet", side, side)
-    pictures = convert.noise((side, side, 3), IMAGES)
+    return source_of(models.build(ModelSpec(name=family), CLASSES), preset("imagenet", side, side), CLASSES)
+
+
+def source_of(network: Any, contract: Any, classes: int) -> "ExportSource":
+    """A network to convert, calibrated on noise: latency does not depend on the ranges."""
+    from edgekit import convert
+    from edgekit.artifact import Calibration
+    from edgekit.export import CalibrationImages, ExportSource, PixelClassifier
+
+    pictures = convert.noise((contract.height, contract.width, 3), IMAGES)
     record = Calibration(count=IMAGES, seed=0, method="min-max", images_sha256="")
     return ExportSource(
-        model=PixelClassifier(models.build(ModelSpec(name=family), 1000), contract).eval(),
+        model=PixelClassifier(network, contract).eval(),
         preprocess=contract,
-        labels=tuple(map(str, range(1000))),
+        labels=tuple(map(str, range(classes))),
         calibrate=lambda spec: CalibrationImages(pixels_NHWC=pictures, record=record),
     )
 
