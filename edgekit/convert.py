@@ -231,22 +231,7 @@ def _convert_one(source: "Source", variant: Variant, images_NHWC: Pixels, out: P
     reference = source.once(f"reference logits {images_sha256}", lambda: source.logits(images_NHWC))
     with artifacts.replacing(path) as (description, temporary):
         conversion = target.convert(source, variant, temporary)
-        artifact = Artifact(
-            file=path.name,
-            target=variant.target,
-            precision=variant.precision,
-            input=conversion.input,
-            output=conversion.output,
-            labels=source.labels,
-            preprocess=source.preprocess,
-            size_bytes=files.size_bytes(temporary),
-            sha256=files.sha256(temporary),
-            parent=source.parent,
-            tools={"edgekit": __version__, **conversion.tools},
-            calibration=conversion.calibration,
-            notes=conversion.notes,
-            path=temporary,
-        )
+        artifact = replace(described(source, variant, conversion, temporary), file=path.name)
         try:
             measured = parity(reference, target.predict(artifact, images_NHWC))
         except ValueError as error:
@@ -260,6 +245,26 @@ def _convert_one(source: "Source", variant: Variant, images_NHWC: Pixels, out: P
         files.write_json(description, encode(artifact))
     files.remove(artifacts.unfinished(path))
     return artifact
+
+
+def described(source: "Source", variant: Variant, conversion: Conversion, path: Path) -> Artifact:
+    """The file at *path* that a converter has made; its parity is not measured yet."""
+    return Artifact(
+        file=path.name,
+        target=variant.target,
+        precision=variant.precision,
+        input=conversion.input,
+        output=conversion.output,
+        labels=source.labels,
+        preprocess=source.preprocess,
+        size_bytes=files.size_bytes(path),
+        sha256=files.sha256(path),
+        parent=source.parent,
+        tools={"edgekit": __version__, **conversion.tools},
+        calibration=conversion.calibration,
+        notes=conversion.notes,
+        path=path,
+    )
 
 
 def _guilty(source: "Source", artifact: Artifact, variant: Variant, images_NHWC: Pixels) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from edgekit import calibrate, convert, flatbuffer
+from edgekit.calibrate import Ranges
 from edgekit.dissect import constant
 from edgekit.export import PixelClassifier
 from edgekit.lower import lower
@@ -15,6 +16,16 @@ from edgekit.quantize import quantize
 from edgekit.quiet import quiet
 
 SIDE = 16
+
+
+def made(net: nn.Module) -> tuple[bytes, Ranges, float]:
+    """The int8 file of a network, the ranges that it was made with, and its SQNR to the float file."""
+    images = convert.noise((SIDE, SIDE, 3), 16)
+    with quiet():
+        exact = lower(PixelClassifier(net, preset("imagenet", SIDE, SIDE)).eval(), (1, SIDE, SIDE, 3))
+        ranges = calibrate.by_rule(calibrate.observe(exact, images), "min-max").ranges
+        int8 = quantize(exact, "int8", ranges)
+        return int8, ranges, parity(calibrate.logits(exact, images), calibrate.logits(int8, images)).sqnr_db
 
 
 @pytest.mark.parametrize("tiny", [0.0, 1e-12])
@@ -29,12 +40,8 @@ def test_a_dead_channel_keeps_its_bias(groups: int, tiny: float) -> None:
         with torch.no_grad():
             dead.weight[3] *= tiny
             dead.bias[3] = 2.0  # type: ignore[index]
-    images = convert.noise((SIDE, SIDE, 3), 16)
-    with quiet():
-        exact = lower(PixelClassifier(net, preset("imagenet", SIDE, SIDE)).eval(), (1, SIDE, SIDE, 3))
-        ranges = calibrate.by_rule(calibrate.observe(exact, images), "min-max").ranges
-        int8 = quantize(exact, "int8", ranges)
-        assert parity(calibrate.logits(exact, images), calibrate.logits(int8, images)).sqnr_db > 30
+    int8, _, sqnr_db = made(net)
+    assert sqnr_db > 30
     model = flatbuffer.unpack(int8)
     [place] = [
         i for i, one in enumerate(model.subgraphs[0].tensors) if flatbuffer.text(one.name) == "model.2.bias"
@@ -56,10 +63,6 @@ def test_a_tensor_of_zeros_has_a_range_that_the_runtime_takes() -> None:
             *(nn.Conv2d(3, 8, 3), nn.ReLU(), dead, nn.ReLU(), wide, nn.ReLU()),
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)),
         )
-    images = convert.noise((SIDE, SIDE, 3), 16)
-    with quiet():
-        exact = lower(PixelClassifier(net, preset("imagenet", SIDE, SIDE)).eval(), (1, SIDE, SIDE, 3))
-        ranges = calibrate.by_rule(calibrate.observe(exact, images), "min-max").ranges
-        int8 = quantize(exact, "int8", ranges)
-        assert parity(calibrate.logits(exact, images), calibrate.logits(int8, images)).sqnr_db > 30
+    _, ranges, sqnr_db = made(net)
+    assert sqnr_db > 30
     assert (ranges["model.2"].low, ranges["model.2"].high) == (0.0, 0.0)

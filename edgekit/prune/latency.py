@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from edgekit import files, models
+from edgekit import models
 from edgekit.artifact import Artifact, Calibration
 from edgekit.bench import bench
 from edgekit.checkpoint import Checkpoint
-from edgekit.convert import converter, noise
+from edgekit.convert import converter, described, noise
 from edgekit.device import open_device
 from edgekit.errors import DeviceError, UsageError
 from edgekit.export import CalibrationImages, ExportSource, PixelClassifier
@@ -136,31 +136,19 @@ def on_device(dense: Checkpoint, spec: PruneSpec, say: Callable[[str], None]) ->
     return measure
 
 
-def _file(model: nn.Module, described: Checkpoint, precision: str, folder: Path, name: str) -> Artifact:
-    contract = described.preprocess
+def _file(model: nn.Module, dense: Checkpoint, precision: str, folder: Path, name: str) -> Artifact:
+    contract = dense.preprocess
     images = noise((contract.height, contract.width, 3), 8)  # whatever its ranges are, an int8 file is as fast
     record = Calibration(count=len(images), seed=0, method="min-max", images_sha256="")
     source = ExportSource(
         model=PixelClassifier(model, contract).eval(),
         preprocess=contract,
-        labels=described.classes,
+        labels=dense.classes,
         calibrate=lambda _: CalibrationImages(pixels_NHWC=images, record=record),
     )
-    tool = converter(TARGET)
+    tool, variant = converter(TARGET), Variant(target=TARGET, precision=precision)
     path = folder / f"{name}{tool.suffix}"  # a visit tells its files apart by their names
-    made = tool.convert(source, Variant(target=TARGET, precision=precision), path)
-    return Artifact(
-        file=path.name,
-        target=TARGET,
-        precision=precision,
-        input=made.input,
-        output=made.output,
-        labels=source.labels,
-        preprocess=contract,
-        size_bytes=files.size_bytes(path),
-        sha256=files.sha256(path),
-        path=path,
-    )
+    return described(source, variant, tool.convert(source, variant, path), path)
 
 
 def _quiet(text: str, share: float) -> None:

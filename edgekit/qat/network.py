@@ -51,9 +51,7 @@ class Network(nn.Module):
         graph = file.model.subgraphs[0]
         self._input, self._output = int(graph.inputs[0]), int(graph.outputs[0])
         self._names = {index: flatbuffer.text(graph.tensors[index].name) for index in file.constants}
-        self._axes: dict[
-            int, int | None
-        ] = {}  # of integer weights: the channels' one, None where they stay in float
+        self._axes: dict[int, int | None] = {}  # the channels' one of weights, None where they stay in float
         self._trained: dict[int, str] = {}  # constants that learn, and their names in the float file
         self._fixed: dict[int, Any] = {}
         self._roots = same_ranges(file)
