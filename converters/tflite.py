@@ -21,7 +21,7 @@ from edgekit.dissect import BORDERS
 from edgekit.equalize import correct_biases, equalize, restored
 from edgekit.errors import ConversionError, MissingDependency, UsageError
 from edgekit.preprocess import Pixels
-from edgekit.quantize import OUTPUT, layers, quantize
+from edgekit.quantize import OUTPUT, layers, quantize, silent
 from edgekit.recipe import QAT, Variant
 from edgekit.requires import require
 from edgekit.schema import encode
@@ -123,7 +123,14 @@ def convert(source: "Source", variant: Variant, out: Path) -> Conversion:
         output=found.output,
         tools={name: version(name) for name in (*lowered.tools, *quantizer, "ai-edge-litert")},
         calibration=(chosen.recorded(images.record) if chosen else images.record) if images else None,
-        notes=(*lowered.notes, *(calibrate.doubts(images) if images else ()), *_kept(variant), *learnt, *doubt),
+        notes=(
+            *lowered.notes,
+            *(calibrate.doubts(images) if images else ()),
+            *(_silent(chosen) if chosen else ()),
+            *_kept(variant),
+            *learnt,
+            *doubt,
+        ),
     )
 
 
@@ -159,6 +166,13 @@ def _unseen(lessons: "Lessons", labels: tuple[str, ...]) -> tuple[str, ...]:
     names = [label for place, label in enumerate(labels) if place not in set(lessons.truth)]
     listed = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
     return (f"no image to train on of {len(names)} of {len(labels)} classes: {listed}",) if names else ()
+
+
+def _silent(chosen: Chosen) -> tuple[str, ...]:
+    """A note on tensors of zeros, as of layers that died in training."""
+    names = silent(chosen.ranges)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return (f"no values but zeros on the calibration images: {', '.join(names[:5])}{more}",) if names else ()
 
 
 def _kept(variant: Variant) -> tuple[str, ...]:

@@ -47,17 +47,22 @@ def quantize(
             tool.add_static_config(".*", Operation.ALL_SUPPORTED, 8, 8)
         case _:
             _static_(tool, lowered, 16 if precision == "int16x8" else 8, keep_float)
-    given = {name: _ends(found) for name, found in (ranges or {}).items()}
+    zeros = set(silent(ranges or {}))
+    given = {name: _ends(found, name in zeros) for name, found in (ranges or {}).items()}
     if ranges:  # the input is pixels whatever the images held
         given[flatbuffer.ends(flatbuffer.unpack(lowered))[0].name] = PIXELS
     content = bytes(tool.quantize(given or None, enable_progress_report=False).quantized_model)
     return fitted(content, lowered) if ranges else content
 
 
-def _ends(found: Range) -> dict[str, Any]:
-    """As ai-edge-quantizer has them. A tensor of which nothing was seen but zeros has any range."""
-    high = found.high if found.high - found.low >= LEAST else found.low + 1
-    return {"min": np.array([found.low]), "max": np.array([high])}
+def silent(ranges: Ranges) -> list[str]:
+    """Tensors in which calibration saw nothing but zeros, or values too near to zero for integers."""
+    return [name for name, found in ranges.items() if found.high - found.low < LEAST]
+
+
+def _ends(found: Range, is_silent: bool) -> dict[str, Any]:
+    """As ai-edge-quantizer has them. What is all zeros has any range, but for one that is too small."""
+    return {"min": np.array([found.low]), "max": np.array([found.low + 1 if is_silent else found.high])}
 
 
 def _static_(tool: Any, lowered: bytes, activation_bits: int, keep_float: tuple[str, ...] = ()) -> None:

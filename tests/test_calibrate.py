@@ -405,6 +405,22 @@ def test_doubts_come_with_numbers() -> None:
     )
 
 
+@pytest.mark.parametrize(("bias", "noted"), [(-1e4, 1), (0.0, 0)])
+def test_tensors_of_zeros_are_told(bias: float, noted: int, tmp_path: Path) -> None:
+    made = source(given(pictures(24)))
+    wide = made.model.model.wide
+    assert isinstance(wide, nn.Conv2d)
+    assert wide.bias is not None
+    with torch.no_grad():
+        wide.bias += bias
+    [file] = convert.convert(
+        made, [Variant(target="tflite", precision="int8")], pictures(8), tmp_path, lambda *_: None
+    )
+    told = [note for note in file.notes if note.startswith("no values but zeros on the calibration images: ")]
+    assert len(told) == noted
+    assert all("model.wide" in note for note in told)
+
+
 def test_classes_that_the_choice_lacks_are_known() -> None:
     labels = (0,) * 30 + (1, 1) + (2,) * 30
     ids = tuple(f"{'abc'[label]}/{row}.jpg" for row, label in enumerate(labels))
